@@ -1,0 +1,34 @@
+# Every target does its own set-up: the first one makes .venv with exactly the versions of constraints.txt.
+PYTHON ?= python3
+# A CPU-only torch is a tenth of the download: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+BIN := .venv/bin
+BENCH ?= demo
+
+.PHONY: install test check demo bench
+.DEFAULT_GOAL := install
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bothways needs Python 3.11 or newer; say which: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m benchmarks readme --check
+
+demo: install
+	$(BIN)/bothways demo
+
+bench: install
+	$(BIN)/python -m benchmarks $(BENCH) --json benchmarks/results/$(BENCH).json

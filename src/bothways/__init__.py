@@ -1,0 +1,48 @@
+"""Every decoder can look both ways: turn a decoder-only language model into a text encoder, prove it, train it.
+
+The public names below are imported when they are first used, so that `import bothways` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bothways.bidirectional.attention import make_bidirectional as make_bidirectional
+    from bothways.bidirectional.probe import Certificate as Certificate
+    from bothways.encoder import Encoder as Encoder
+    from bothways.stages.convert import convert as convert
+    from bothways.stages.mntp import MNTP as MNTP
+    from bothways.stages.mntp import mntp as mntp
+    from bothways.stages.simcse import SimCSE as SimCSE
+    from bothways.stages.simcse import simcse as simcse
+    from bothways.stages.supervised import Supervised as Supervised
+    from bothways.stages.supervised import supervised as supervised
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Certificate": "bidirectional.probe",
+    "Encoder": "encoder",
+    "MNTP": "stages.mntp",
+    "SimCSE": "stages.simcse",
+    "Supervised": "stages.supervised",
+    "convert": "stages.convert",
+    "make_bidirectional": "bidirectional.attention",
+    "mntp": "stages.mntp",
+    "simcse": "stages.simcse",
+    "supervised": "stages.supervised",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bothways' has no attribute '{name}'")
+    return getattr(import_module(f"bothways.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
