@@ -1,7 +1,5 @@
 # Every target does its own set-up: the first one makes .venv with exactly the versions of constraints.txt.
 PYTHON ?= python3
-# A CPU-only torch is a tenth of the download: make install TORCH_INDEX=https://download.pytorch.org/whl/cpu
-TORCH_INDEX ?=
 BIN := .venv/bin
 BENCH ?= demo
 
@@ -13,7 +11,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bothways needs Python 3.11 or newer; say which: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 

@@ -1,0 +1,218 @@
+"""The folder: a stock sentence-transformers model plus bothways.json. Everything about its files, nothing about tensors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from bothways import provenance
+from bothways.errors import ConfigError, DataError
+from bothways.pooling import Pooling
+from bothways.provenance import EncoderSettings, Record
+
+STOCK_POOLING: dict[Pooling, str] = {
+    "mean": "pooling_mode_mean_tokens",
+    "weighted_mean": "pooling_mode_weightedmean_tokens",
+    "last": "pooling_mode_lasttoken",
+    "cls": "pooling_mode_cls_token",
+}
+STOCK_POOLING_NAMES: dict[str, Pooling] = {
+    "mean": "mean",
+    "weightedmean": "weighted_mean",
+    "lasttoken": "last",
+    "cls": "cls",
+}
+ALL_STOCK_POOLINGS = (*STOCK_POOLING.values(), "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens")
+BIDIRECTIONAL_KEY_FAMILIES = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "granite", "smollm3"}
+)
+"""Families whose config may carry `use_bidirectional_attention` beside `is_causal` without any change in transformers;
+serving engines read it. On Gemma 3 the same key halves the window, so it is not written there."""
+
+
+@contextmanager
+def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that takes the name `folder` when the block ends without an error.
+
+    Raises ConfigError if `folder` exists, is not empty and `overwrite` is False.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, expected a folder to write to. Choose another name.")
+    if folder.exists() and any(folder.iterdir()) and not overwrite:
+        raise ConfigError(
+            f"{folder} exists and is not empty. Choose another folder, or pass overwrite=True (--overwrite)."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_stock_files(
+    folder: Path, settings: EncoderSettings, record: Record, *, dim: int, attn_implementation: str | None
+) -> None:
+    """All files of the folder but weights, config and tokenizer. `attn_implementation` is set for stock loaders too."""
+    parts = ["Transformer", "Pooling"] + (["Normalize"] if settings.normalize else [])
+    modules = [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": "" if number == 0 else f"{number}_{part}",
+            "type": f"sentence_transformers.models.{part}",
+        }
+        for number, part in enumerate(parts)
+    ]
+    _json(folder / "modules.json", modules)
+    for module in modules[1:]:
+        (folder / str(module["path"])).mkdir()
+    pooling: dict[str, Any] = {"word_embedding_dimension": dim}
+    pooling |= {key: key == STOCK_POOLING[settings.pooling] for key in ALL_STOCK_POOLINGS}
+    pooling["include_prompt"] = settings.pool_over == "all"
+    _json(folder / "1_Pooling" / "config.json", pooling)
+    transformer: dict[str, Any] = {"max_seq_length": settings.max_length, "do_lower_case": False}
+    if attn_implementation is not None:
+        transformer["model_args"] = {"attn_implementation": attn_implementation}
+    _json(folder / "sentence_bert_config.json", transformer)
+    stock = {
+        "model_type": "SentenceTransformer",
+        "prompts": dict(settings.prompts),
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+    }
+    _json(folder / "config_sentence_transformers.json", stock)
+    provenance.write(folder, settings, record)
+    (folder / "README.md").write_text(model_card(settings, record, dim), encoding="utf-8")
+
+
+def write_engine_keys(folder: Path, settings: EncoderSettings) -> None:
+    """Add to config.json the key that serving engines read, for the families where it changes nothing in transformers."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if settings.direction == "bidirectional":
+        if config.get("is_causal") is not False:
+            raise AssertionError("config.json was saved without is_causal=false")
+        if config.get("model_type") in BIDIRECTIONAL_KEY_FAMILIES:
+            config["use_bidirectional_attention"] = True
+            _json(path, config)
+
+
+def model_card(settings: EncoderSettings, record: Record, dim: int) -> str:
+    """README.md of the folder."""
+    stages = "\n".join(f"{number}. `{stage['stage']}`" for number, stage in enumerate(record.stages))
+    notes = "".join(f"\n> **Note.** {note}\n" for note in record.notes)
+    proof = record.certificate.summary() if record.certificate else "no certificate"
+    return f"""---
+library_name: sentence-transformers
+pipeline_tag: sentence-similarity
+tags: [bothways, sentence-transformers, feature-extraction, llm2vec]
+---
+
+# A {settings.direction} text encoder made from `{record.base}`
+
+{dim} dimensions, {settings.pooling} pooling over {"all tokens" if settings.pool_over == "all" else "the text's own tokens"},
+{"unit length" if settings.normalize else "not normalised"}, at most {settings.max_length} tokens.
+{notes}
+```python
+from sentence_transformers import SentenceTransformer
+vectors = SentenceTransformer("FOLDER").encode(["a text", "another"])
+
+from bothways import Encoder
+vectors = Encoder.from_pretrained("FOLDER").encode(["a text", "another"])
+```
+
+## How it was made
+
+{stages}
+
+Settings, data fingerprints, versions and scores of every stage are in `bothways.json`. Certificate: {proof}.
+
+Method: LLM2Vec (BehnamGhader et al. 2024, arXiv 2404.05961).
+"""
+
+
+@dataclass(frozen=True)
+class StockFolder:
+    """What a sentence-transformers folder without bothways.json says about its encoder."""
+
+    settings: EncoderSettings
+    transformer: Path
+    model_kwargs: dict[str, Any]
+
+
+def read_stock_folder(folder: Path) -> StockFolder:
+    """Read a folder of Transformer + Pooling (+ Normalize). Raises DataError naming what it cannot represent."""
+    modules = _read_json(folder / "modules.json")
+    kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise DataError(
+            f"{folder / 'modules.json'}: modules {' + '.join(kinds)}; expected Transformer + Pooling (+ Normalize). "
+            "Load it with sentence-transformers."
+        )
+    transformer = folder / modules[0]["path"]
+    pooling_file = folder / modules[1]["path"] / "config.json"
+    pooling = _read_json(pooling_file)
+    if "pooling_mode" in pooling:
+        mode = pooling["pooling_mode"]
+        modes = [mode] if isinstance(mode, str) else list(mode)
+        found = [STOCK_POOLING_NAMES.get(name) for name in modes]
+    else:
+        names = [key for key in ALL_STOCK_POOLINGS if pooling.get(key)]
+        legacy = {stock: own for own, stock in STOCK_POOLING.items()}
+        modes, found = names, [legacy.get(name) for name in names]
+    if len(found) != 1 or found[0] is None:
+        raise DataError(f"{pooling_file}: pooling {modes}; expected one of {', '.join(STOCK_POOLING_NAMES)}.")
+    options = _read_json(transformer / "sentence_bert_config.json", default={})
+    if options.get("do_lower_case"):
+        raise DataError(
+            f"{transformer / 'sentence_bert_config.json'}: do_lower_case is not supported here. Use sentence-transformers."
+        )
+    stock = _read_json(folder / "config_sentence_transformers.json", default={})
+    prompts = {name: text for name, text in (stock.get("prompts") or {}).items() if text}
+    settings = EncoderSettings(
+        pooling=found[0],
+        pool_over="all" if pooling.get("include_prompt", True) else "text",
+        normalize=len(kinds) == 3,
+        max_length=int(options.get("max_seq_length") or 512),
+        prompts=prompts,
+    )
+    return StockFolder(settings, transformer, dict(options.get("model_args") or options.get("model_kwargs") or {}))
+
+
+def length_limit(config: PreTrainedConfig, tokenizer_limit: int) -> int:
+    """The longest text, in tokens, that model and tokenizer both allow."""
+    text = config.get_text_config()
+    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    found = [limit for limit in [*limits, tokenizer_limit] if isinstance(limit, int) and 0 < limit < 10**9]
+    return min(found, default=10**9)
+
+
+def _json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path, default: Any = None) -> Any:
+    if not path.exists():
+        if default is not None:
+            return default
+        raise DataError(f"{path} is missing: this is not a sentence-transformers folder.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} line {error.lineno}: {error.msg}.") from error

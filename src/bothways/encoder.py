@@ -1,0 +1,397 @@
+"""Encoder: a bidirectional decoder, its tokenizer and its pooling. The only class a user must meet."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from peft import PeftConfig
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bothways import artefact, loading, provenance
+from bothways import text as texts_room
+from bothways.bidirectional.attention import make_bidirectional, prepare
+from bothways.bidirectional.certificate import Certificate
+from bothways.bidirectional.probe import probe
+from bothways.errors import ConfigError, ConversionError, DataError
+from bothways.head import Head
+from bothways.pooling import pool
+from bothways.provenance import EncoderSettings, Record
+from bothways.text import Features, TextIds
+
+Instructions = str | Sequence[str | None] | None
+SAMPLE_TEXTS = ("How do I open a compressed file?", "The signature of the certificate is invalid.", "A short text")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The unmerged LoRA adapter of the last stage, in peft's format, for continuing elsewhere."""
+
+    config: PeftConfig
+    tensors: Mapping[str, Tensor]
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir()
+        self.config.save_pretrained(str(folder))
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.tensors.items()}, folder / "adapter_model.safetensors"
+        )
+
+
+class Encoder(nn.Module):
+    """Texts -> vectors. Made by `convert` or `Encoder.from_pretrained`; trained by the stages.
+
+    `model` is the plain Hugging Face trunk, already bidirectional; `head` its language-model head, kept for MNTP, or
+    None; `settings` what is stored in the folder; `record` what was done so far.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: EncoderSettings,
+        record: Record,
+        head: Head | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.record = record
+        self.adapter: Adapter | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Load a bothways folder, or a sentence-transformers folder of Transformer + Pooling (+ Normalize).
+
+        `dtype` None keeps the checkpoint's, "auto" lets the hardware decide. A folder that was converted is measured
+        again: ConversionError if it no longer is what its certificate says. A foreign folder is taken as it is and its
+        direction measured. Raises DataError for a folder that is neither.
+        """
+        wish = loading.Wish(dtype, device, attn_implementation, trust_remote_code, revision, model_kwargs)
+        folder = loading.resolve(name_or_folder, revision)
+        if (folder / provenance.FILE).exists():
+            return cls._from_own_folder(folder, wish)
+        if (folder / "modules.json").exists():
+            return cls._from_stock_folder(str(name_or_folder), folder, wish)
+        raise DataError(
+            f"{folder} is neither a bothways nor a sentence-transformers folder. "
+            f"If it is a decoder, convert it: bothways convert {name_or_folder} --out DIR."
+        )
+
+    @classmethod
+    def _from_own_folder(cls, folder: Path, wish: loading.Wish) -> Self:
+        settings, record = provenance.read(folder)
+        config = loading.load_config(folder, trust_remote_code=wish.trust_remote_code)
+        if settings.direction == "bidirectional" and getattr(config, "is_causal", True):
+            raise ConversionError(
+                f"{folder} was converted, but its config.json no longer says is_causal=false: any other loader would open "
+                "it causal. Restore that line, or convert again."
+            )
+        prepare(config, settings.direction)
+        model = loading.load_trunk(folder, config, wish)
+        certificate = make_bidirectional(model) if settings.direction == "bidirectional" else probe(model)
+        _check_same(folder, record.certificate, certificate)
+        tokenizer = loading.load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
+        head = loading.load_head(folder, model, record.head)
+        return cls(model, tokenizer, settings, replace(record, certificate=certificate), head)
+
+    @classmethod
+    def _from_stock_folder(cls, name: str, folder: Path, wish: loading.Wish) -> Self:
+        stock = artefact.read_stock_folder(folder)
+        config = loading.load_config(stock.transformer, trust_remote_code=wish.trust_remote_code)
+        kwargs = {**stock.model_kwargs, **(wish.model_kwargs or {})}
+        if wish.attn_implementation is not None:
+            kwargs.pop("attn_implementation", None)
+        model = loading.load_trunk(stock.transformer, config, replace(wish, model_kwargs=kwargs))
+        certificate = probe(model)
+        direction: provenance.Direction = "causal" if certificate.direction == "causal" else "bidirectional"
+        tokenizer = loading.load_tokenizer(stock.transformer, trust_remote_code=wish.trust_remote_code)
+        texts_room.ensure_pad_token(tokenizer)
+        settings = replace(stock.settings, direction=direction)
+        return cls(model, tokenizer, settings, Record(base=name, certificate=certificate))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the weights."""
+        return next(parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point())
+
+    @cached_property
+    def dim(self) -> int:
+        """Length of a vector, measured: some models project their last hidden state."""
+        with torch.no_grad():
+            return int(self.hidden_states(self.collate(self.tokenise(["a"]))).shape[-1])
+
+    def tokenise(self, texts: Sequence[str], instruction: Instructions = None) -> list[TextIds]:
+        """Ids and pooled tokens of each text, at most `settings.max_length` of them.
+
+        `instruction` is one for all texts, or one (or None) per text; it is put before the text by
+        `settings.instruction_template`. Raises DataError for a text that is no string.
+        """
+        checked = texts_room.check_texts(texts, "tokenise")
+        template = self.settings.instruction_template
+        return self._tokenise(
+            checked, [texts_room.wrap(template, i) if i else ("", "") for i in _each(instruction, len(checked))]
+        )
+
+    def _tokenise(self, texts: Sequence[str], around: Sequence[tuple[str, str]]) -> list[TextIds]:
+        tokenizer = self.tokenizer
+        stand_in = next(
+            i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None
+        )
+        return texts_room.tokenise(
+            tokenizer,
+            texts,
+            around,
+            max_length=self.settings.max_length,
+            pool_over=self.settings.pool_over,
+            stand_in=stand_in,
+        )
+
+    def collate(self, rows: Sequence[TextIds]) -> Features:
+        """One right-padded batch on the encoder's device."""
+        pad = self.tokenizer.pad_token_id
+        return texts_room.collate(rows, 0 if pad is None else pad).to(self.device)
+
+    def hidden_states(self, features: Features) -> Float[Tensor, "batch tokens dim"]:
+        """The last hidden state of every token."""
+        hidden: Tensor = self.model(
+            input_ids=features.input_ids, attention_mask=features.attention_mask.long()
+        ).last_hidden_state
+        return hidden
+
+    def forward(
+        self, texts: Sequence[str] | Features | Mapping[str, Tensor], instruction: Instructions = None
+    ) -> Float[Tensor, "texts dim"]:
+        """Vectors with gradients, in float32; unit length if `settings.normalize`.
+
+        Takes texts, Features, or a mapping with `input_ids` and `attention_mask` (and `pool_mask`; without it every
+        attended token is pooled).
+        """
+        if isinstance(texts, Features):
+            features = texts
+        elif isinstance(texts, Mapping):
+            mask = texts["attention_mask"].bool()
+            features = Features(texts["input_ids"], mask, texts.get("pool_mask", mask).bool())
+        else:
+            features = self.collate(self.tokenise(texts, instruction))
+        if not len(features.input_ids):
+            return torch.zeros((0, self.dim), device=self.device)
+        vectors = pool(self.hidden_states(features), features.pool_mask, self.settings.pooling)
+        return F.normalize(vectors, dim=-1) if self.settings.normalize else vectors
+
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        instruction: Instructions = None,
+        batch_size: int = 32,
+        show_progress: bool = False,
+    ) -> NDArray[np.float32]:
+        """Vectors of texts: float32, shape (dim,) for one string, (n, dim) for a list, (0, dim) for an empty one.
+
+        A text longer than `settings.max_length` tokens is cut at its end, with a warning that counts them. The empty
+        text has the vector of its special tokens. Neither batch size nor order changes a vector beyond rounding.
+        Raises DataError naming the first item that is no string, ConfigError for an instruction that leaves no room.
+        """
+        if isinstance(texts, str):
+            return self.encode([texts], instruction=instruction, batch_size=batch_size, show_progress=show_progress)[0]
+        checked = texts_room.check_texts(texts, "encode")
+        return self._encode(self.tokenise(checked, instruction), batch_size, show_progress)
+
+    def encode_query(
+        self, texts: str | Sequence[str], *, batch_size: int = 32, show_progress: bool = False
+    ) -> NDArray[np.float32]:
+        """`encode` with the stored prompt "query" in front, if there is one."""
+        return self._encode_prompted("query", texts, batch_size, show_progress)
+
+    def encode_document(
+        self, texts: str | Sequence[str], *, batch_size: int = 32, show_progress: bool = False
+    ) -> NDArray[np.float32]:
+        """`encode` with the stored prompt "document" in front, if there is one."""
+        return self._encode_prompted("document", texts, batch_size, show_progress)
+
+    def _encode_prompted(
+        self, name: str, texts: str | Sequence[str], batch_size: int, show_progress: bool
+    ) -> NDArray[np.float32]:
+        checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, f"encode_{name}")
+        around = [(self.settings.prompts.get(name, ""), "")] * len(checked)
+        vectors = self._encode(self._tokenise(checked, around), batch_size, show_progress)
+        return vectors[0] if isinstance(texts, str) else vectors
+
+    @torch.inference_mode()
+    def _encode(self, rows: list[TextIds], batch_size: int, show_progress: bool) -> NDArray[np.float32]:
+        if batch_size < 1:
+            raise ConfigError(f"encode: batch_size={batch_size}, expected at least 1.")
+        cut = sum(row.cut for row in rows)
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(rows)} texts are longer than max_length={self.settings.max_length} tokens and were cut.",
+                stacklevel=3,
+            )
+        vectors = np.zeros((len(rows), self.dim), dtype=np.float32)
+        order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+        training = self.training
+        self.eval()
+        try:
+            starts = range(0, len(order), batch_size)
+            for start in _progress(starts, "encode") if show_progress else starts:
+                batch = order[start : start + batch_size]
+                vectors[batch] = self(self.collate([rows[number] for number in batch])).cpu().numpy()
+        finally:
+            self.train(training)
+        return vectors
+
+    def save_pretrained(self, folder: str | Path, *, head: bool = True, overwrite: bool = False) -> None:
+        """Write a stock sentence-transformers folder with bothways.json, complete or not at all.
+
+        `head=False` leaves out an untied language-model head, after which MNTP needs the base again.
+        Raises ConfigError if the folder is not empty, unless `overwrite`.
+        """
+        facts: dict[str, Any] = {}
+        state = dict(self.model.state_dict())
+        if self.head is not None and (head or self.head.tied):
+            facts = {"tied": self.head.tied, "scale": self.head.scale, "softcap": self.head.softcap}
+            if not self.head.tied:
+                state |= {f"lm_head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        with artefact.new_folder(Path(folder), overwrite=overwrite) as partial:
+            self.model.save_pretrained(partial, state_dict=state)
+            self.tokenizer.save_pretrained(partial)
+            artefact.write_engine_keys(partial, self.settings)
+            attn_implementation, notes = self._stock_notes(partial)
+            record = replace(self.record, head=facts, notes=notes)
+            artefact.write_stock_files(
+                partial, self.settings, record, dim=self.dim, attn_implementation=attn_implementation
+            )
+            if self.adapter is not None:
+                self.adapter.write(partial / "adapter")
+
+    def _stock_notes(self, folder: Path) -> tuple[str | None, tuple[str, ...]]:
+        """The attention backend a stock loader must use, if not its default, and what it does differently, measured."""
+        notes, backend = [], None
+        certificate = self.record.certificate
+        if self.settings.direction == "bidirectional" and certificate is not None and _needs_code(certificate):
+            backend = next((name for name in ("sdpa", "eager") if _opens_bidirectional(folder, name)), None)
+            if backend is None:
+                notes.append(
+                    "A plain loader opens these weights causal, because part of the conversion lives in code: load this "
+                    "folder with `bothways.Encoder.from_pretrained`."
+                )
+        if self.settings.pool_over == "text":
+            cosine = self._cosine_of_stock_pooling()
+            notes.append(
+                "sentence-transformers also pools the beginning-of-sequence token of a text without a prompt; the mean "
+                f"cosine of its vector to this encoder's is {cosine:.4f} on {len(SAMPLE_TEXTS)} sample texts. "
+                "With a stored prompt both are equal."
+                if self.settings.pooling != "weighted_mean"
+                else "sentence-transformers weights the tokens of a text by their place in the whole input, prompt and "
+                f"beginning-of-sequence token included; mean cosine without a prompt {cosine:.4f}."
+            )
+        return (backend if backend != "sdpa" else None), tuple(notes)
+
+    def _cosine_of_stock_pooling(self) -> float:
+        with torch.no_grad():
+            features = self.collate(self.tokenise(SAMPLE_TEXTS))
+            hidden = self.hidden_states(features)
+            own, stock = (
+                pool(hidden, keep, self.settings.pooling) for keep in (features.pool_mask, features.attention_mask)
+            )
+            return float(F.cosine_similarity(own, stock).mean())
+
+    def to_sentence_transformer(self) -> Any:
+        """The same encoder as a `sentence_transformers.SentenceTransformer`, opened from a stock folder, on the same device.
+
+        Raises ConfigError if sentence-transformers is not installed.
+        """
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError as error:
+            raise ConfigError(
+                "to_sentence_transformer needs sentence-transformers: pip install bothways[eval]."
+            ) from error
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "encoder", head=False)
+            return SentenceTransformer(str(Path(folder) / "encoder"), device=str(self.device))
+
+
+def _each(instruction: Instructions, count: int) -> list[str | None]:
+    if instruction is None or isinstance(instruction, str):
+        return [instruction] * count
+    each = list(instruction)
+    if len(each) != count:
+        raise DataError(f"{len(each)} instructions for {count} texts. Pass one for all, or one per text.")
+    return each
+
+
+def _check_same(folder: Path, recorded: Certificate | None, measured: Certificate) -> None:
+    if recorded is None:
+        raise ConversionError(f"{folder} has no certificate in {provenance.FILE}. Convert again.")
+    difference = _difference(recorded, measured)
+    if difference is not None:
+        raise ConversionError(
+            f"{folder} is not what its certificate says: {difference}. Convert again, or restore the files."
+        )
+
+
+def _difference(recorded: Certificate, measured: Certificate) -> str | None:
+    """The first thing in which two certificates of one encoder differ, in words. Backend, dtype and versions may."""
+    before, now = ({module.name: module for module in one.modules} for one in (recorded, measured))
+    for name in [*before, *now]:
+        if name not in now or name not in before:
+            return f"{name} mixes tokens in one of them only"
+        if before[name].direction != now[name].direction:
+            return f"{name} was {before[name].direction}, and is {now[name].direction}"
+        same_probe = recorded.tokens == measured.tokens and recorded.attn_implementation == measured.attn_implementation
+        if same_probe and before[name].unpadded != now[name].unpadded:
+            return f"{name} reached {before[name].unpadded}, and reaches {now[name].unpadded}"
+    return None
+
+
+def _needs_code(certificate: Certificate) -> bool:
+    """Whether more than a flag in config.json was needed, so that a plain loader may differ."""
+    return any(module.treatment for module in certificate.modules)
+
+
+def _opens_bidirectional(folder: Path, backend: str) -> bool:
+    """Whether plain transformers code opens the folder bidirectional under this attention backend."""
+    config = loading.load_config(folder, trust_remote_code=False)
+    try:
+        model = loading.load_trunk(folder, config, loading.Wish(device="cpu", attn_implementation=backend))
+    except DataError:
+        return False
+    return probe(model).direction == "bidirectional"
+
+
+def _progress(steps: Sequence[int], label: str) -> Any:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(steps, description=label, console=Console(stderr=True), transient=True)

@@ -1,0 +1,111 @@
+"""The only room that asks about devices, number formats and kernels. Every choice carries its reason."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from bothways.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the model computes, and why."""
+
+    value: torch.device
+    why: str
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format, and why."""
+
+    value: torch.dtype
+    why: str
+
+
+def choose_device(wish: str | torch.device | None = None) -> Device:
+    """`wish` if one is given, else the first accelerator that works, else the CPU."""
+    if wish is not None:
+        return Device(torch.device(wish), "asked for")
+    if torch.cuda.is_available():
+        return Device(torch.device("cuda"), f"found {torch.cuda.get_device_name()}")
+    if torch.backends.mps.is_available():
+        return Device(torch.device("mps"), "found Apple's Metal backend")
+    return Device(torch.device("cpu"), "no accelerator was found")
+
+
+def choose_dtype(wish: str | torch.dtype, device: torch.device) -> Precision:
+    """A named format as it is; "auto": bfloat16 where the device multiplies it faster than float32, else float32.
+
+    Raises ConfigError for an unknown name.
+    """
+    if isinstance(wish, torch.dtype):
+        return Precision(wish, "asked for")
+    if wish != "auto":
+        name = ALIASES.get(wish, wish)
+        if name not in DTYPES:
+            raise ConfigError(f'dtype="{wish}" is not known. Use "auto" or one of {", ".join([*DTYPES, *ALIASES])}.')
+        return Precision(DTYPES[name], "asked for")
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) >= (8, 0):
+            return Precision(torch.bfloat16, "the GPU has bfloat16 tensor cores")
+        return Precision(torch.float32, "the GPU has no bfloat16 tensor cores")
+    if device.type == "cpu":
+        found = sorted({"avx512_bf16", "amx_bf16", "bf16", "sve2_bf16"} & cpu_flags())
+        if found:
+            return Precision(torch.bfloat16, f"the CPU has {found[0]}")
+        return Precision(torch.float32, "the CPU has no bfloat16 instructions")
+    return Precision(torch.float32, f"float32 is what is tested on {device.type}")
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags of this CPU, empty where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return frozenset()
+    for line in info.read_text(errors="replace").splitlines():
+        if line.lower().startswith(("flags", "features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def describe() -> dict[str, str | int]:
+    """What a results file says of the machine: processor, cores, memory in GiB, accelerator."""
+    facts: dict[str, str | int] = {
+        "processor": _cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        facts["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30)
+    return facts
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes() -> int:
+    """The most resident memory this process has held, in bytes (0 where the system does not tell)."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
