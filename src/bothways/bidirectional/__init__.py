@@ -1,0 +1,1 @@
+"""Step 1: let every token see every token, and measure that it does."""

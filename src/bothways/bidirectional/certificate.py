@@ -1,0 +1,178 @@
+"""What was measured of step 1: for each sub-module that mixes tokens, how far it sees to the left and to the right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from bothways.errors import ConversionError
+
+Seen = Literal["bidirectional", "causal", "partial", "none"]
+
+PADDING_TOLERANCE = 1e-3
+"""Largest relative change of a text's float32 hidden states when padding is put beside it; rounding gives about 1e-6."""
+
+# Decides which way out an error offers, never whether a sub-module passes.
+RECURRENT = re.compile("mamba|rwkv|lstm|delta|conv|lightning|recurrent|rglru|ssm", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How many tokens away, at most, an output still feels a change of the input, within the probe's length."""
+
+    left: int
+    right: int
+    even: bool
+    """Whether every nearer token is felt too."""
+
+    @property
+    def direction(self) -> Seen:
+        if self.left == self.right == 0:
+            return "none"
+        if self.right == 0:
+            return "causal"
+        return "bidirectional" if self.left == self.right and self.even else "partial"
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """One sub-module that mixes tokens, as measured."""
+
+    name: str
+    kind: str
+    """Its class."""
+    treatment: str
+    """What was changed on the sub-module itself, empty if the config's flag was enough."""
+    unpadded: Reach
+    padded: Reach
+    """Among the real tokens of a right-padded batch."""
+    sees_padding: bool
+    """Whether a real token feels a change of the padding beside it."""
+
+    @property
+    def direction(self) -> Seen | Literal["mixed"]:
+        return self.unpadded.direction if self.unpadded.direction == self.padded.direction else "mixed"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Who sees whom in a model, measured per mixing sub-module on the backend in use, unpadded and padded."""
+
+    architecture: str
+    attn_implementation: str
+    dtype: str
+    tokens: int
+    """Length of the probe's texts; a reach of tokens - 1 means the whole text."""
+    modules: tuple[Mixer, ...]
+    loose: tuple[str, ...]
+    """Sub-modules whose output depends on other tokens beyond what the measured ones explain; empty in a sound proof."""
+    padding_shift: float
+    """Relative change of the last hidden states when padding is put beside a text."""
+    versions: Mapping[str, str]
+
+    @property
+    def direction(self) -> Literal["bidirectional", "causal", "mixed"]:
+        found = {module.direction for module in self.modules}
+        if found == {"bidirectional"} and not self.loose:
+            return "bidirectional"
+        return "causal" if found == {"causal"} and not self.loose else "mixed"
+
+    def require_bidirectional(self, what: str | None = None) -> None:
+        """Nothing, if every mixing sub-module sees both ways and no padding.
+
+        `what` is how the error names the model (its architecture if None).
+        Raises ConversionError that names the first sub-module at fault, the backend, the batch and the way out.
+        """
+        what = f'{what or self.architecture} under attn_implementation="{self.attn_implementation}"'
+        if not self.modules:
+            raise ConversionError(
+                f"{what}: no sub-module that mixes tokens was found, so nothing can be proved.\n"
+                "  Load trained weights, or report the architecture with `bothways show --certificate`."
+            )
+        for module in self.modules:
+            if module.direction != "bidirectional":
+                raise ConversionError(f"{what} {self._fault(module)}\n  {self._way_out(module)}")
+        if self.loose:
+            raise ConversionError(
+                f"{what} mixes tokens where it cannot be measured: {self.loose[0]}.\n  {self._way_out(None)}"
+            )
+        self.require_padding_unseen(what)
+
+    def require_padding_unseen(self, what: str | None = None) -> None:
+        """Nothing, if padding beside a text leaves its vectors alone.
+
+        Raises ConversionError that names the sub-module which lets real tokens see padding.
+        """
+        what = what or f'{self.architecture} under attn_implementation="{self.attn_implementation}"'
+        seeing = [module.name for module in self.modules if module.sees_padding]
+        if seeing:
+            raise ConversionError(f"{what} lets real tokens see padding: {seeing[0]}.\n  {self._way_out(None)}")
+        # Half precision rounds differently at another length, so there the figure is only recorded.
+        if self.dtype == "float32" and not self.padding_shift <= PADDING_TOLERANCE:
+            raise ConversionError(
+                f"{what}: padding changes a text's hidden states by {self.padding_shift:.1e} of their size "
+                f"(at most {PADDING_TOLERANCE:.0e} is allowed).\n  {self._way_out(None)}"
+            )
+
+    def _fault(self, module: Mixer) -> str:
+        conditions = {"unpadded batch": module.unpadded, "padded batch": module.padded}
+        wrong = {name: reach for name, reach in conditions.items() if reach.direction != "bidirectional"}
+        where = f"{module.name} ({module.kind}, {' and '.join(wrong)})"
+        reach = next(iter(wrong.values()))
+        if reach.direction == "causal":
+            return f"still hides the future: {where}."
+        if reach.direction == "none":
+            return f"does not mix tokens where it should: {where}."
+        return f"sees {reach.left} tokens back but {reach.right} ahead, or not all between: {where}."
+
+    def _way_out(self, module: Mixer | None) -> str:
+        if module is not None and RECURRENT.search(f"{module.name} {module.kind}"):
+            return (
+                "Recurrent and hybrid decoders are not converted yet: choose one that mixes tokens by attention alone, "
+                'or keep it one-way with direction="causal".'
+            )
+        other = "" if self.attn_implementation == "eager" else 'Use attn_implementation="eager", or report '
+        return f"{other or 'Report '}the architecture with `bothways show --certificate`."
+
+    def summary(self) -> str:
+        """One line: what was measured, where, and how it came out."""
+        kinds = ", ".join(dict.fromkeys(module.kind for module in self.modules))
+        return (
+            f"{self.architecture}: {self.direction}, measured in {len(self.modules)} mixing sub-modules ({kinds}), "
+            f"unpadded and padded, {self.attn_implementation}, {self.dtype}"
+        )
+
+    def rows(self) -> list[dict[str, str]]:
+        """One row of text per mixing sub-module, for a table."""
+        return [
+            {
+                "module": module.name,
+                "kind": module.kind,
+                "treatment": module.treatment or "config flag",
+                "unpadded": self._shown(module.unpadded),
+                "padded": self._shown(module.padded) + (", sees padding" if module.sees_padding else ""),
+            }
+            for module in self.modules
+        ]
+
+    def _shown(self, reach: Reach) -> str:
+        left, right = ("all" if side == self.tokens - 1 else str(side) for side in (reach.left, reach.right))
+        return f"{reach.direction} ({left} back, {right} ahead)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; `direction` is there to be read and is not read back."""
+        plain = asdict(self)
+        plain["modules"] = list(plain["modules"])
+        return {"direction": self.direction, **plain, "loose": list(self.loose), "versions": dict(self.versions)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Certificate:
+        """The inverse of `to_dict`; raises KeyError or TypeError where an entry is missing or unknown."""
+        rest = {key: value for key, value in plain.items() if key != "direction"}
+        rest["modules"] = tuple(
+            Mixer(**{**module, "unpadded": Reach(**module["unpadded"]), "padded": Reach(**module["padded"])})
+            for module in plain["modules"]
+        )
+        return cls(**{**rest, "loose": tuple(plain["loose"])})
