@@ -35,7 +35,7 @@ def make_bidirectional(model: PreTrainedModel) -> Certificate:
         certificate.require_bidirectional()
     if hasattr(model, "generate"):
         # A plain function on the instance, so that the model can still be pickled, copied and wrapped by peft.
-        model.generate = _refuse_to_generate  # type: ignore[method-assign]
+        vars(model)["generate"] = _refuse_to_generate
     return certificate
 
 
@@ -62,15 +62,10 @@ def treat(model: nn.Module) -> dict[str, str]:
     """
     done: dict[str, list[str]] = {}
     for name, module in _text_modules(model):
-        if getattr(module, "is_causal", None) is True:
+        if isinstance(getattr(module, "is_causal", None), bool):
             # stablelm and nemotron do not hand the config's flag to the kernel, which then asks the module.
-            module.is_causal = False
-        if getattr(module, "is_causal", None) is False:
+            vars(module)["is_causal"] = False
             done.setdefault(name, []).append("is_causal=False")
-        for attribute in ("attention_type", "layer_type"):
-            if getattr(module, attribute, None) == CHUNKED:
-                setattr(module, attribute, FULL)
-                done.setdefault(name, []).append(f"{attribute}={FULL}")
         for key, buffer in _triangles(module):
             with torch.no_grad():
                 buffer.copy_(torch.maximum(buffer, buffer.transpose(-1, -2)))
@@ -117,8 +112,7 @@ def _refuse_to_generate(*args: Any, **kwargs: Any) -> NoReturn:
 @contextmanager
 def _given_back_on_error(model: PreTrainedModel) -> Iterator[None]:
     configs = [(config, dict(vars(config))) for config in _configs(model)]
-    kept = ("is_causal", "attention_type", "layer_type")
-    flags = [(module, key, vars(module)[key]) for module in model.modules() for key in kept if key in vars(module)]
+    flags = [(module, vars(module).get("is_causal")) for module in model.modules()]
     triangles = [buffer for module in model.modules() for _, buffer in _triangles(module)]
     try:
         yield
@@ -126,8 +120,10 @@ def _given_back_on_error(model: PreTrainedModel) -> Iterator[None]:
         for config, values in configs:
             vars(config).clear()
             vars(config).update(values)
-        for module, key, value in flags:
-            setattr(module, key, value)
+        for module, flag in flags:
+            vars(module).pop("is_causal", None)
+            if flag is not None:
+                vars(module)["is_causal"] = flag
         for buffer in triangles:
             buffer.copy_(torch.tril(buffer))
         raise

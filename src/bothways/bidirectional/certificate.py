@@ -12,7 +12,7 @@ from bothways.errors import ConversionError
 Seen = Literal["bidirectional", "causal", "partial", "none"]
 
 PADDING_TOLERANCE = 1e-3
-"""Largest relative change of a text's float32 hidden states when padding is put beside it; rounding gives about 1e-6."""
+"""Largest relative change of a text's float32 hidden states when padding stands beside it; rounding gives 1e-6."""
 
 # Decides which way out an error offers, never whether a sub-module passes.
 RECURRENT = re.compile("mamba|rwkv|lstm|delta|conv|lightning|recurrent|rglru|ssm", re.IGNORECASE)
@@ -67,7 +67,7 @@ class Certificate:
     """Length of the probe's texts; a reach of tokens - 1 means the whole text."""
     modules: tuple[Mixer, ...]
     loose: tuple[str, ...]
-    """Sub-modules whose output depends on other tokens beyond what the measured ones explain; empty in a sound proof."""
+    """Sub-modules whose output depends on other tokens beyond what the measured ones explain; none in a sound proof."""
     padding_shift: float
     """Relative change of the last hidden states when padding is put beside a text."""
     versions: Mapping[str, str]
@@ -85,27 +85,39 @@ class Certificate:
         `what` is how the error names the model (its architecture if None).
         Raises ConversionError that names the first sub-module at fault, the backend, the batch and the way out.
         """
-        what = f'{what or self.architecture} under attn_implementation="{self.attn_implementation}"'
+        what = self._named(what)
+        for module in self.modules:
+            if module.direction != "bidirectional":
+                raise ConversionError(f"{what} {self._fault(module)}\n  {self._way_out(module)}")
+        self._require_padding_unseen(what)
+        if self.loose:
+            raise ConversionError(
+                f"{what} mixes tokens where it cannot be measured: {self.loose[0]}.\n  {self._way_out(None)}"
+            )
         if not self.modules:
             raise ConversionError(
                 f"{what}: no sub-module that mixes tokens was found, so nothing can be proved.\n"
                 "  Load trained weights, or report the architecture with `bothways show --certificate`."
             )
-        for module in self.modules:
-            if module.direction != "bidirectional":
-                raise ConversionError(f"{what} {self._fault(module)}\n  {self._way_out(module)}")
-        if self.loose:
-            raise ConversionError(
-                f"{what} mixes tokens where it cannot be measured: {self.loose[0]}.\n  {self._way_out(None)}"
-            )
-        self.require_padding_unseen(what)
 
-    def require_padding_unseen(self, what: str | None = None) -> None:
-        """Nothing, if padding beside a text leaves its vectors alone.
+    def require_causal(self, what: str | None = None) -> None:
+        """Nothing, if no token sees a later one, nor padding: what an unconverted encoder should be.
 
-        Raises ConversionError that names the sub-module which lets real tokens see padding.
+        Raises ConversionError that names the first sub-module at fault.
         """
-        what = what or f'{self.architecture} under attn_implementation="{self.attn_implementation}"'
+        what = self._named(what)
+        for module in self.modules:
+            if module.unpadded.right or module.padded.right:
+                raise ConversionError(
+                    f"{what} sees the future: {module.name} ({module.kind}).\n"
+                    '  It is no causal decoder: use direction="bidirectional".'
+                )
+        self._require_padding_unseen(what)
+
+    def _named(self, what: str | None) -> str:
+        return f'{what or self.architecture} under attn_implementation="{self.attn_implementation}"'
+
+    def _require_padding_unseen(self, what: str) -> None:
         seeing = [module.name for module in self.modules if module.sees_padding]
         if seeing:
             raise ConversionError(f"{what} lets real tokens see padding: {seeing[0]}.\n  {self._way_out(None)}")
@@ -128,7 +140,7 @@ class Certificate:
         return f"sees {reach.left} tokens back but {reach.right} ahead, or not all between: {where}."
 
     def _way_out(self, module: Mixer | None) -> str:
-        if module is not None and RECURRENT.search(f"{module.name} {module.kind}"):
+        if module is not None and RECURRENT.search(f"{self.architecture} {module.name} {module.kind}"):
             return (
                 "Recurrent and hybrid decoders are not converted yet: choose one that mixes tokens by attention alone, "
                 'or keep it one-way with direction="causal".'
