@@ -1,0 +1,152 @@
+"""Docstrings -> what the demo learns from and what it is judged by, with nothing in common.
+
+Modules are split by the hash of their names: some for the test, some to choose the recipe on (dev), the rest to train on.
+A pair is (first sentence, rest of the docstring), and the task is to find the rest by the first sentence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from bothways.data import Document, Example
+from bothways.demo.documentation import Docstring
+from bothways.evaluation import Retrieval
+
+Half = Literal["train", "dev", "test"]
+
+TEST_SHARE, DEV_SHARE = 8, 5
+"""Modules in a hundred."""
+MOST_EVALUATED = 1500
+"""Pairs of the test, so that evaluation stays quick."""
+SUMMARY_WORDS = range(4, 33)
+"""Words of a summary that asks for something in particular."""
+FEWEST_BODY_WORDS, MOST_BODY_WORDS = 8, 120
+"""Words of the rest; what is longer is cut, for every encoder and for tf-idf alike."""
+SHINGLE, SKETCH, SHARED = 4, 8, 4
+"""Two texts are nearly the same if 4 of the 8 smallest hashes of their runs of four words are."""
+OPENING = 12
+"""Words at the start of an evaluated text that no training text may hold."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The first sentence of the docstring of `name`, and the rest."""
+
+    name: str
+    summary: str
+    body: str
+
+
+@dataclass(frozen=True)
+class Documentation:
+    """Training halves, and the two tasks that share no module and no text with them."""
+
+    texts: list[str]
+    pairs: list[Pair]
+    dev: Retrieval
+    test: Retrieval
+
+    def examples(self) -> list[Example]:
+        """The training pairs as the supervised stage takes them."""
+        return [Example(pair.summary, pair.body) for pair in self.pairs]
+
+
+def split(docstrings: Sequence[Docstring], topics: Sequence[str] = ()) -> Documentation:
+    """Distinct pairs by module, and every other text that repeats nothing of an evaluated one as unlabelled text.
+
+    `topics` are pydoc's: unlabelled text of the training half.
+    """
+    # Evaluated modules come first, so that of two near copies the one in the training half is dropped.
+    order: dict[Half, int] = {"test": 0, "dev": 1, "train": 2}
+    ordered = sorted(docstrings, key=lambda docstring: order[half(docstring.module)])
+    pairs: dict[Half, list[Pair]] = {"train": [], "dev": [], "test": []}
+    for docstring in _distinct(ordered):
+        body = " ".join(docstring.body.split()[:MOST_BODY_WORDS])
+        pairs[half(docstring.module)].append(Pair(docstring.name, docstring.summary, body))
+    dev, test = _some(pairs["dev"]), _some(pairs["test"])
+    held_out = [text for pair in (*dev, *test) for text in (pair.summary, pair.body)]
+    clean = _Clean(held_out)
+    train = [pair for pair in pairs["train"] if clean(pair.summary) and clean(pair.body)]
+    whole = (f"{d.summary} {d.body}" for d in ordered if half(d.module) == "train")
+    texts = [text for text in dict.fromkeys((*whole, *topics)) if len(words(text)) >= OPENING and clean(text)]
+    return Documentation(texts, train, _task("dev", dev), _task("test", test))
+
+
+def half(module: str) -> Half:
+    """Where everything of a module goes. It depends on the module's name alone."""
+    place = int(hashlib.sha256(module.encode()).hexdigest(), 16) % 100
+    return "test" if place < TEST_SHARE else "dev" if place < TEST_SHARE + DEV_SHARE else "train"
+
+
+def words(text: str) -> list[str]:
+    """Lower-case letters and digits: what two spellings of the same text have in common."""
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def _distinct(docstrings: Iterable[Docstring]) -> Iterator[Docstring]:
+    """Docstrings that make a pair: long enough, no summary twice, no body near an earlier one or holding its summary."""
+    summaries: set[str] = set()
+    holders: defaultdict[int, list[int]] = defaultdict(list)
+    for place, docstring in enumerate(docstrings):
+        summary, body = words(docstring.summary), words(docstring.body)[:MOST_BODY_WORDS]
+        spelled = " ".join(summary)
+        if len(summary) not in SUMMARY_WORDS or len(body) < FEWEST_BODY_WORDS:
+            continue
+        if spelled in summaries or spelled in " ".join(body):
+            continue
+        sketch = _sketch(body)
+        near = Counter(holder for key in sketch for holder in holders[key])
+        if near and near.most_common(1)[0][1] >= SHARED:
+            continue
+        summaries.add(spelled)
+        for key in sketch:
+            holders[key].append(place)
+        yield docstring
+
+
+def _sketch(body: list[str]) -> list[int]:
+    runs = {" ".join(body[start : start + SHINGLE]) for start in range(len(body) - SHINGLE + 1)}
+    return sorted(_hash(run) for run in runs)[:SKETCH]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def _some(pairs: list[Pair]) -> list[Pair]:
+    """At most MOST_EVALUATED of them, the same ones whatever else is installed."""
+    return sorted(pairs, key=lambda pair: _hash(pair.name))[:MOST_EVALUATED]
+
+
+class _Clean:
+    """Tells whether a text holds no opening of an evaluated text."""
+
+    def __init__(self, evaluated: Iterable[str]) -> None:
+        # Shortest first: a summary may have fewer words than OPENING, and is then looked for as a whole.
+        self.openings: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
+        for text in evaluated:
+            opening = tuple(words(text)[:OPENING])
+            self.openings[opening[: SUMMARY_WORDS.start]].add(opening)
+
+    def __call__(self, text: str) -> bool:
+        found = words(text)
+        first = SUMMARY_WORDS.start
+        for start in range(len(found) - first + 1):
+            for opening in self.openings.get(tuple(found[start : start + first]), ()):
+                if tuple(found[start : start + len(opening)]) == opening:
+                    return False
+        return True
+
+
+def _task(name: str, pairs: list[Pair]) -> Retrieval:
+    return Retrieval(
+        name,
+        [Document(pair.name, pair.summary) for pair in pairs],
+        [Document(pair.name, pair.body) for pair in pairs],
+        {pair.name: {pair.name: 1} for pair in pairs},
+    )

@@ -1,0 +1,125 @@
+"""What is measured: pairs with a human score, or queries with the documents that answer them. Read from local files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bothways.data import RowError, Document, field_text, read_documents, read_rows, row_field
+from bothways.errors import DataError
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Pairs of texts and how alike people find them; a higher score is more alike, its scale does not matter."""
+
+    name: str
+    first: list[str]
+    second: list[str]
+    scores: list[float]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Queries, documents, and for each query id the graded relevance of some document ids (0 is not relevant)."""
+
+    name: str
+    queries: list[Document]
+    documents: list[Document]
+    relevance: dict[str, dict[str, int]]
+
+
+Task = Similarity | Retrieval
+
+
+def read_task(path: str | Path) -> Task:
+    """A folder in BEIR layout as a Retrieval, a `.jsonl` file (plain or `.gz`) of scored pairs as a Similarity.
+
+    Raises DataError with file and line for what cannot be used.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_retrieval(path)
+    if path.exists():
+        return read_similarity(path)
+    raise DataError(f"{path}: no such task. Expected a folder in BEIR layout or a .jsonl file of pairs with scores.")
+
+
+def read_similarity(path: str | Path) -> Similarity:
+    """Rows with "s1" and "s2" (or sentence1/sentence2, text1/text2) and a number in "score". Raises DataError."""
+    path = Path(path)
+    rows = read_rows(path, _pair)
+    first, second, scores = zip(*rows, strict=True)
+    if len(set(scores)) < 2:
+        raise DataError(f"{path.name}: every score is {scores[0]:g}. Give pairs that differ in how alike they are.")
+    return Similarity(f"{path.parent.name}/{path.name.split('.')[0]}", list(first), list(second), list(scores))
+
+
+def read_retrieval(folder: str | Path) -> Retrieval:
+    """corpus.jsonl and queries.jsonl (`_id`, `title`, `text`), qrels.tsv or qrels/test.tsv, each plain or `.gz`.
+
+    Relevance rows are query-id, document-id, score, by tabs, with or without a header; four columns are TREC's, whose
+    second is ignored. Queries without a relevant document are left out, as they have no score.
+    Raises DataError for a missing file, a bad row, or an id that stands in no file.
+    """
+    folder = Path(folder)
+    documents = read_documents(_file(folder, "corpus.jsonl"))
+    queries = read_documents(_file(folder, "queries.jsonl"))
+    qrels = _file(folder, "qrels.tsv", "qrels/test.tsv")
+    relevance = _relevance(qrels, {query.id for query in queries}, {document.id for document in documents})
+    judged = [query for query in queries if any(score > 0 for score in relevance.get(query.id, {}).values())]
+    if not judged:
+        raise DataError(f"{folder}: no query has a relevant document in {qrels.name}.")
+    return Retrieval(folder.resolve().name, judged, list(documents), relevance)
+
+
+def _relevance(path: Path, queries: set[str], documents: set[str]) -> dict[str, dict[str, int]]:
+    relevance: dict[str, dict[str, int]] = {}
+
+    def parse(row: str, line: int) -> Iterator[None]:
+        cells = row.split("\t") if "\t" in row else row.split()
+        if len(cells) == 4:
+            del cells[1]
+        if len(cells) != 3:
+            raise RowError(f"expected query-id, document-id and score, found {len(cells)} columns.")
+        query, document, score = (cell.strip() for cell in cells)
+        if line == 1 and query not in queries and not _is_whole(score):
+            return
+        if not _is_whole(score):
+            raise RowError(f'the score "{score}" is not a whole number.')
+        if query not in queries:
+            raise RowError(f'the query "{query}" is not in queries.jsonl.')
+        if document not in documents:
+            raise RowError(f'the document "{document}" is not in corpus.jsonl.')
+        relevance.setdefault(query, {})[document] = int(score)
+        yield
+
+    read_rows(path, parse, suffixes=(".tsv",), numbered=True)
+    return relevance
+
+
+def _pair(row: Any) -> list[tuple[str, str, float]]:
+    if not isinstance(row, Mapping):
+        raise RowError('expected a JSON object with "s1", "s2" and "score".')
+    first = field_text(row, "s1", "sentence1", "text1")
+    second = field_text(row, "s2", "sentence2", "text2")
+    _, score = row_field(row, "score", "label")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise RowError(f'"score" is {score!r}, expected a number.')
+    return [(first, second, float(score))]
+
+
+def _file(folder: Path, *names: str) -> Path:
+    for name in names:
+        for path in (folder / name, folder / f"{name}.gz"):
+            if path.is_file():
+                return path
+    wanted = " or ".join(names)
+    raise DataError(f"{folder}: {wanted} (plain or .gz) is missing. BEIR layout has a corpus, queries and qrels.")
+
+
+def _is_whole(text: str) -> bool:
+    return text.removeprefix("-").isdigit()
