@@ -5,12 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-ROWS_PER_CHUNK = 512
-"""Rows of logits alive at once. On two CPU cores 256-1024 rows are equally fast and all of them twice as slow."""
+LOGITS_PER_CHUNK = {"cpu": 2**20, "other": 2**27}
+"""Logits alive at once. On two CPU cores 128 rows of 8192 are 15 % faster than 512 (4 MB stay in the cache)."""
+FEWEST_ROWS = 128
+"""Below that, reading the head again for every chunk costs more than the cache saves."""
+
+
+def info_nce(
+    queries: Float[Tensor, "queries dim"],
+    documents: Float[Tensor, "documents dim"],
+    *,
+    temperature: float,
+    ignore: Bool[Tensor, "queries documents"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy, in nats, of each query against its own document, every other row being a negative.
+
+    `documents[i]` belongs to `queries[i]`; the rows after them are hard negatives. Cosine similarities, in float32,
+    are divided by `temperature`. Where `ignore` is true a document is no negative of that query: it says the same as
+    the positive. A query's own document is never ignored.
+
+    Raises ValueError if there are fewer documents than queries.
+    Source: van den Oord et al. 2018 (arXiv 1807.03748), eq. 4; LLM2Vec (arXiv 2404.05961), sec. 2.3.
+    """
+    count = queries.shape[0]
+    if documents.shape[0] < count:
+        raise ValueError(f"info_nce: {count} queries need as many documents, got {documents.shape[0]}.")
+    scores = F.normalize(queries.float(), dim=1) @ F.normalize(documents.float(), dim=1).T / temperature
+    own = torch.arange(count, device=scores.device)
+    if ignore is not None:
+        others = ignore.clone()
+        others[own, own] = False
+        scores = scores.masked_fill(others, -torch.inf)
+    return F.cross_entropy(scores, own)
 
 
 def token_cross_entropy(
@@ -27,7 +57,8 @@ def token_cross_entropy(
 
     The sum, not the mean: whoever calls knows how many tokens the global batch predicts. `impl="chunked"` never holds
     more than a few hundred rows of logits and makes the gradient in the forward pass; `impl="reference"` is the plain
-    formula. `softcap` bounds logits by `softcap * tanh(logits / softcap)` (Gemma 2); `scale` multiplies them (Cohere, Granite).
+    formula. `softcap` bounds logits by `softcap * tanh(logits / softcap)` (Gemma 2); `scale` multiplies them (Cohere,
+    Granite).
 
     Raises ValueError if the rows of `hidden` and `labels` differ, or if `impl` is unknown.
     Source: chunking and the gradient in the forward pass as in Wijmans et al. 2024 (arXiv 2411.09009), sec. 4.
@@ -43,8 +74,15 @@ def token_cross_entropy(
     return loss
 
 
+def rows_per_chunk(head: Float[Tensor, "vocab dim"]) -> int:
+    """Rows of logits to compute at once with this head, on its device."""
+    most = LOGITS_PER_CHUNK["cpu" if head.device.type == "cpu" else "other"]
+    return max(FEWEST_ROWS, most // head.shape[0])
+
+
 def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None, softcap: float | None, scale: float) -> Tensor:
-    logits = F.linear(hidden, head, bias).float() * scale
+    logits = F.linear(hidden, head, bias).float()
+    logits = logits if scale == 1 else logits * scale
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
@@ -64,18 +102,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and wants_bias else None
-        for start in range(0, hidden.shape[0], ROWS_PER_CHUNK):
-            rows = slice(start, start + ROWS_PER_CHUNK)
+        size = rows_per_chunk(head)
+        for start in range(0, hidden.shape[0], size):
+            rows = slice(start, start + size)
             chunk, label = hidden[rows], labels[rows, None]
             logits = _logits(chunk, head, bias, softcap, scale)
-            log_z = logits.logsumexp(dim=1, keepdim=True)
-            loss += (log_z - logits.gather(1, label)).sum()
+            slope = 1.0 if softcap is None else 1 - (logits / softcap) ** 2
+            shifted = logits.sub_(logits.amax(dim=1, keepdim=True))
+            of_label = shifted.gather(1, label)
+            weights = shifted.exp_()
+            total = weights.sum(dim=1, keepdim=True)
+            loss += (total.log() - of_label).sum()
             if grad_hidden is None and grad_head is None and grad_bias is None:
                 continue
-            slope = 1.0 if softcap is None else 1 - (logits / softcap) ** 2
-            grad = logits.sub_(log_z).exp_()
+            grad = weights.div_(total)
             grad.scatter_add_(1, label, torch.full_like(label, -1, dtype=grad.dtype))
-            grad = (grad * slope if softcap is not None else grad).to(hidden.dtype)
+            grad = (grad if softcap is None else grad * slope).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ head
             if grad_head is not None:

@@ -1,0 +1,167 @@
+"""Step 2: masked next token prediction, which teaches a decoder to use the tokens it can now see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bothways.encoder import Encoder
+from bothways.errors import ConfigError, TrainingError
+from bothways.head import Head
+from bothways.text import Features, TextIds, check_texts
+from bothways.training.batches import Batch, buckets
+from bothways.training.loop import Part, Place, train
+from bothways.training.losses import rows_per_chunk, token_cross_entropy
+from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token, to_blocks
+from bothways.training.randomness import seed_everything
+from bothways.training.rows import data_facts, hold_out, tokenise
+from bothways.training.settings import MNTP
+
+WHOLE = 2**31
+"""More tokens than a text has."""
+HELD_OUT = 2**31
+"""Stands where the epoch does when masks of held-out rows are drawn: always the same ones."""
+
+
+def mntp(
+    encoder: Encoder,
+    texts: Sequence[str],
+    settings: MNTP | None = None,
+    *,
+    held_out: Sequence[str] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
+    show_progress: bool = True,
+) -> Encoder:
+    """Train the encoder, in place, to predict hidden tokens of the texts; returns it with the stage in its record.
+
+    `held_out` are texts to measure loss and accuracy on; None keeps back `settings.held_out_items` of `texts`. With a
+    `checkpoint_dir` the run can be resumed (see `training.loop.train`).
+
+    Raises TrainingError if the encoder has no language-model head or the run fails, ConfigError for settings that do
+    not fit the model, DataError if there is no text.
+    Source: LLM2Vec (arXiv 2404.05961), sec. 2.2.
+    """
+    settings = MNTP() if settings is None else settings
+    train_texts, held_out = hold_out(check_texts(texts, "mntp"), held_out, settings)
+    task = _Task(encoder, train_texts, check_texts(held_out, "mntp"), settings)
+    return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
+
+
+def mntp_loss(
+    encoder: Encoder, features: Features, labels: Int[Tensor, "batch tokens"]
+) -> tuple[Float[Tensor, ""], int]:
+    """Summed cross-entropy, in nats, of the labels that are not -100, and how many they are.
+
+    Raises TrainingError if the encoder has no language-model head.
+    """
+    head = _head(encoder)
+    hidden, wanted = _selected(encoder, features, labels)
+    return _cross_entropy(head, hidden, wanted), len(wanted)
+
+
+def _cross_entropy(head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
+    return token_cross_entropy(hidden, head.weight, labels, bias=head.bias, softcap=head.softcap, scale=head.scale)
+
+
+def _selected(
+    encoder: Encoder, features: Features, labels: Int[Tensor, "batch tokens"]
+) -> tuple[Float[Tensor, "rows dim"], Int[Tensor, " rows"]]:
+    # Position t predicts token t + 1, as in pre-training, so the label of a masked token sits one step to the left.
+    shifted = labels[:, 1:]
+    predicted = shifted != NOT_PREDICTED
+    return encoder.hidden_states(features)[:, :-1][predicted], shifted[predicted]
+
+
+def _head(encoder: Encoder) -> Head:
+    if encoder.head is None:
+        raise TrainingError(
+            "mntp: this encoder has no language-model head to predict tokens with; its folder was saved without it. "
+            f"It was made from {encoder.record.base}: convert that again, or name the folder of the base with --base."
+        )
+    return encoder.head
+
+
+class _Task:
+    """Rows of tokens, masked anew in every epoch."""
+
+    name = "mntp"
+
+    def __init__(self, encoder: Encoder, texts: Sequence[str], held_out: Sequence[str], settings: MNTP) -> None:
+        self.encoder, self.settings = encoder, settings
+        head = _head(encoder)
+        _check_length(encoder, settings)
+        data = data_facts("mntp", texts, held_out)
+        self.rows, self.held_out = self._rows(texts), self._rows(held_out)
+        self.items = len(self.rows)
+        self.mask = choose_mask_token(encoder.tokenizer, settings.mask_token)
+        self.masking = Masking(
+            rate=settings.mask_rate,
+            scheme=settings.mask_scheme,
+            mask_id=self.mask.id,
+            vocab=min(len(encoder.tokenizer), head.weight.shape[0]),
+            special=frozenset(encoder.tokenizer.all_special_ids),
+        )
+        self.facts: Mapping[str, Any] = {"data": {**data, "rows": self.items}, "mask_token": asdict(self.mask)}
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        size = self.settings.block_size
+        if size is None:
+            rows = [row.ids for row in tokenise(self.encoder, texts, max_length=self.settings.max_length)]
+            return [row for row in rows if len(row) > 1]
+        rows = [row.ids for row in tokenise(self.encoder, texts, max_length=self.settings.max_length or WHOLE)]
+        bos = self.encoder.tokenizer.bos_token_id
+        return to_blocks(rows, size, bos if bos is not None and all(row[0] == bos for row in rows) else None)
+
+    def start(self) -> str:
+        """Which token masks, and why."""
+        return f'mask token "{self.mask.token}" ({self.mask.why})'
+
+    def parts(self, batch: Batch, place: Place) -> Iterator[Part]:
+        """Losses of some rows each, divided by the number of predicted tokens of the whole batch."""
+        seed = self.settings.seed
+        masked = [self.masking(self.rows[i], (seed, batch.epoch, i)) for i in batch.items]
+        predicted = sum(label != NOT_PREDICTED for _, labels in masked for label in labels)
+        mine = masked[place.rank :: place.processes]
+        for number, group in enumerate(buckets([len(ids) for ids, _ in mine], self.settings.tokens_per_batch)):
+            seed_everything(seed, batch.step, place.rank, number)
+            features, labels = self._collate([mine[i] for i in group])
+            loss, _ = mntp_loss(self.encoder, features, labels)
+            yield Part(loss / max(1, predicted), features.input_ids.numel())
+
+    def _collate(self, masked: Sequence[tuple[list[int], list[int]]]) -> tuple[Features, Tensor]:
+        features = self.encoder.collate([TextIds(ids, [True] * len(ids)) for ids, _ in masked])
+        labels = torch.full(features.input_ids.shape, NOT_PREDICTED)
+        for number, (_, row) in enumerate(masked):
+            labels[number, : len(row)] = torch.tensor(row)
+        return features, labels.to(features.input_ids.device)
+
+    def scores(self) -> dict[str, float]:
+        """Loss in nats and accuracy over the hidden tokens of the held-out rows, always with the same masks."""
+        self.encoder.eval()
+        head = _head(self.encoder)
+        masked = [self.masking(row, (self.settings.seed, HELD_OUT, i)) for i, row in enumerate(self.held_out)]
+        loss, right, count = 0.0, 0, 0
+        for group in buckets([len(ids) for ids, _ in masked], self.settings.tokens_per_batch):
+            hidden, labels = _selected(self.encoder, *self._collate([masked[i] for i in group]))
+            loss += float(_cross_entropy(head, hidden, labels))
+            size = rows_per_chunk(head.weight)
+            for rows, wanted in zip(hidden.split(size), labels.split(size), strict=True):
+                right += int((head(rows).argmax(dim=1) == wanted).sum())
+            count += len(labels)
+        return {"loss": loss / count, "accuracy": right / count} if count else {}
+
+
+def _check_length(encoder: Encoder, settings: MNTP) -> None:
+    limit = getattr(encoder.model.config.get_text_config(), "max_position_embeddings", None)
+    if settings.block_size is not None and limit and settings.block_size > limit:
+        raise ConfigError(
+            f"MNTP(block_size={settings.block_size}): this model was made for {limit} tokens. "
+            f"Use block_size={limit} or less."
+        )

@@ -1,0 +1,99 @@
+"""Step 3a: unsupervised contrastive learning. Two dropout views of a text belong together, other texts do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from bothways.encoder import Encoder
+from bothways.errors import TrainingError
+from bothways.text import TextIds, check_texts
+from bothways.training.batches import Batch, same_meaning
+from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores, embed_in_buckets
+from bothways.training.dropout import dropout_of
+from bothways.training.loop import Part, Place, train
+from bothways.training.rows import data_facts, hold_out, tokenise
+from bothways.training.settings import SimCSE
+
+HELD_OUT = 2**31
+"""Stands where the step does when dropout of held-out texts is drawn: always the same."""
+SAME = 1e-6
+"""Views whose cosine is closer to 1 than this are the same view."""
+
+
+def simcse(
+    encoder: Encoder,
+    texts: Sequence[str],
+    settings: SimCSE | None = None,
+    *,
+    held_out: Sequence[str] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
+    show_progress: bool = True,
+) -> Encoder:
+    """Train the encoder, in place, to tell texts apart by two dropout views of each; returns it with its record.
+
+    `held_out` are texts to measure the loss on; None keeps back `settings.held_out_items` of `texts`.
+
+    Raises TrainingError if the two views of the first batch do not differ or the run fails, DataError without a text.
+    Source: Gao et al. 2021 (arXiv 2104.08821); LLM2Vec (arXiv 2404.05961), sec. 2.3.
+    """
+    settings = SimCSE() if settings is None else settings
+    train_texts, held_out = hold_out(check_texts(texts, "simcse"), held_out, settings)
+    with dropout_of(encoder.model, settings.dropout) as dropout:
+        task = _Task(encoder, train_texts, check_texts(held_out, "simcse"), settings, dropout)
+        return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
+
+
+class _Task:
+    """Every text against itself under another dropout."""
+
+    name = "simcse"
+
+    def __init__(
+        self, encoder: Encoder, texts: Sequence[str], held_out: Sequence[str], settings: SimCSE, dropout: str
+    ) -> None:
+        self.encoder, self.settings, self.dropout = encoder, settings, dropout
+        self.texts, self.held_out = texts, held_out
+        self.facts: Mapping[str, Any] = {"data": data_facts("simcse", texts, held_out)}
+        self.rows = tokenise(encoder, texts, max_length=settings.max_length)
+        self.held_out_rows = tokenise(encoder, held_out, max_length=settings.max_length)
+        self.items = len(self.rows)
+
+    def start(self) -> str:
+        """The cosine of the two views of the first texts. Raises TrainingError if they are the same."""
+        cosine = self._cosine(self.rows[: self.settings.batch_size])
+        if cosine > 1 - SAME:
+            raise TrainingError(
+                f"simcse: the two views of a text do not differ (mean cosine {cosine:.7f}; {self.dropout}), so that "
+                "there is nothing to learn. Set dropout, for example dropout=0.3."
+            )
+        self.facts = {**self.facts, "cosine_of_views": cosine}
+        return f"{self.dropout}; cosine of two views {cosine:.4f}"
+
+    @torch.no_grad()
+    def _cosine(self, rows: Sequence[TextIds]) -> float:
+        seed, size = self.settings.seed, self.settings.tokens_per_batch
+        first, second = (embed_in_buckets(self.encoder, rows, size, (seed, HELD_OUT, view)) for view in (0, 1))
+        return float(F.cosine_similarity(first, second).mean())
+
+    def parts(self, batch: Batch, place: Place) -> Iterator[Part]:
+        """The loss of the batch: each text's first view against every second view."""
+        pairs = _views([self.texts[i] for i in batch.items], [self.rows[i] for i in batch.items])
+        seed = (self.settings.seed, batch.step)
+        return contrastive_parts(self.name, self.encoder, pairs, self.settings, seed, place)
+
+    def scores(self) -> dict[str, float]:
+        """Loss and accuracy on held-out texts, in batches of the training size, always under the same dropout."""
+        self.encoder.train()
+        size, texts, rows = self.settings.batch_size, self.held_out, self.held_out_rows
+        batches = (_views(texts[i : i + size], rows[i : i + size]) for i in range(0, len(texts), size))
+        return contrastive_scores(self.encoder, batches, self.settings, (self.settings.seed, HELD_OUT))
+
+
+def _views(texts: Sequence[str], rows: list[TextIds]) -> Pairs:
+    return Pairs(rows, rows, same_meaning(texts, texts))

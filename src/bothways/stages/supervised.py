@@ -1,0 +1,115 @@
+"""Step 3b: supervised contrastive learning. A query belongs to its positive, not to any other document of the batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bothways.data import Example
+from bothways.encoder import Encoder
+from bothways.text import TextIds, check_texts
+from bothways.training.batches import Batch, same_meaning
+from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores
+from bothways.training.dropout import dropout_of
+from bothways.training.loop import Part, Place, train
+from bothways.training.rows import data_facts, hold_out, tokenise
+from bothways.training.settings import Supervised
+
+
+def supervised(
+    encoder: Encoder,
+    examples: Sequence[Example],
+    settings: Supervised | None = None,
+    *,
+    held_out: Sequence[Example] | None = None,
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
+    show_progress: bool = True,
+) -> Encoder:
+    """Train the encoder, in place, on queries and the documents that answer them; returns it with its record.
+
+    Every other document of a batch is a negative of a query, unless it is the text of one of that query's positives.
+    `held_out` are examples to measure loss and accuracy on; None keeps back `settings.held_out_items` of `examples`.
+    With a `checkpoint_dir` the run can be resumed (see `training.loop.train`).
+
+    Raises TrainingError if the run fails, DataError if there is no example.
+    Source: LLM2Vec (arXiv 2404.05961), sec. 4.1.
+    """
+    settings = Supervised() if settings is None else settings
+    train_examples, held_out = hold_out(examples, held_out, settings)
+    with dropout_of(encoder.model, settings.dropout) as dropout:
+        task = _Task(encoder, train_examples, held_out, settings, dropout)
+        return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
+
+
+class _Task:
+    """Queries against the documents of their batch."""
+
+    name = "supervised"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        examples: Sequence[Example],
+        held_out: Sequence[Example],
+        settings: Supervised,
+        dropout: str,
+    ) -> None:
+        self.encoder, self.settings, self.dropout = encoder, settings, dropout
+        self.facts: Mapping[str, Any] = {"data": data_facts("supervised", examples, held_out)}
+        self.train, self.held_out = _Rows(encoder, examples, settings), _Rows(encoder, held_out, settings)
+        self.items = len(examples)
+
+    def start(self) -> str:
+        """What dropout there is."""
+        return self.dropout
+
+    def parts(self, batch: Batch, place: Place) -> Iterator[Part]:
+        """The loss of the batch: each query against every document."""
+        pairs = self.train.pairs(batch.items, batch.epoch)
+        seed = (self.settings.seed, batch.step)
+        return contrastive_parts(self.name, self.encoder, pairs, self.settings, seed, place)
+
+    def scores(self) -> dict[str, float]:
+        """Loss and accuracy on held-out examples, in batches of the training size, without dropout."""
+        self.encoder.eval()
+        count, size = len(self.held_out.examples), self.settings.batch_size
+        batches = (self.held_out.pairs(range(i, min(i + size, count)), epoch=0) for i in range(0, count, size))
+        return contrastive_scores(self.encoder, batches, self.settings, (self.settings.seed,))
+
+
+class _Rows:
+    """The tokens of some examples: a query, a positive and all hard negatives each."""
+
+    def __init__(self, encoder: Encoder, examples: Sequence[Example], settings: Supervised) -> None:
+        self.examples, self.settings = examples, settings
+        queries = check_texts([example.query for example in examples], "supervised")
+        documents = [text for example in examples for text in (example.positive, *example.negatives)]
+        instructions = [item.document_instruction for item in examples for _ in range(1 + len(item.negatives))]
+        limit = settings.max_length
+        self.queries = tokenise(encoder, queries, [item.query_instruction for item in examples], max_length=limit)
+        documents = check_texts(documents, "supervised")
+        flat = iter(tokenise(encoder, documents, instructions, max_length=limit))
+        self.documents: list[list[TextIds]] = [[next(flat) for _ in range(1 + len(e.negatives))] for e in examples]
+
+    def pairs(self, items: Sequence[int], epoch: int) -> Pairs:
+        """Queries, positives, then the hard negatives that this epoch uses."""
+        drawn = [(i, 1 + j) for i in items for j in self._negatives(i, epoch)]
+        places = [(i, 0) for i in items] + drawn
+        keys = [(self.examples[i].query, self.examples[i].query_instruction) for i in items]
+        ignore = same_meaning(keys, [self._text(i, j) for i, j in places])
+        return Pairs([self.queries[i] for i in items], [self.documents[i][j] for i, j in places], ignore)
+
+    def _negatives(self, item: int, epoch: int) -> list[int]:
+        count = len(self.examples[item].negatives)
+        if count <= self.settings.negatives:
+            return list(range(count))
+        return sorted(
+            random.Random(f"{self.settings.seed}/{epoch}/{item}").sample(range(count), self.settings.negatives)
+        )
+
+    def _text(self, item: int, number: int) -> str:
+        example = self.examples[item]
+        return example.positive if number == 0 else example.negatives[number - 1]

@@ -1,0 +1,204 @@
+"""What a person may decide about a training stage: one frozen dataclass per stage, checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from bothways.errors import ConfigError
+
+Schedule = Literal["cosine", "linear", "constant"]
+Tune = Literal["lora", "full"]
+TrainingPrecision = Literal["auto", "fp32", "bf16"]
+MaskScheme = Literal["bert", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What every stage shares."""
+
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Items of one step (blocks, texts or examples), over all processes. Mathematics."""
+    tokens_per_batch: int = 8192
+    """Tokens, padding included, that go through the model at once. Memory and speed; of the result, dropout alone."""
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW."""
+    warm_up: float = 0.0
+    """Share of the steps in which the learning rate rises linearly to its peak."""
+    schedule: Schedule = "linear"
+    """How the learning rate falls after the warm-up, to reach 0 where training ends; constant: it does not."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay, on matrices only."""
+    max_grad_norm: float = 1.0
+    """The gradient is scaled down to this length where it is longer; 0: never."""
+    tune: Tune = "lora"
+    """lora: adapters on every linear layer of the decoder layers, merged at the end; full: all weights."""
+    lora_r: int = 16
+    """Rank of the adapters."""
+    lora_alpha: int = 32
+    """The adapters' output is scaled by lora_alpha / lora_r."""
+    lora_dropout: float = 0.05
+    """Dropout in front of the adapters."""
+    precision: TrainingPrecision = "auto"
+    """bf16: compute in bfloat16, train float32 weights; auto: that where the device is faster so, else fp32."""
+    max_length: int | None = None
+    """Tokens read of one text during this stage; None: as the encoder does."""
+    held_out_items: int = 200
+    """Items kept back to measure the loss on, when none are given; never more than a tenth of all. 0: none."""
+    evaluate_every: int = 0
+    """Steps between measurements of the held-out loss; 0: only before the first step and after the last."""
+    save_every: int = 100
+    """Steps between checkpoints, where there is a folder for them; the last two are kept. 0: only when interrupted."""
+    seed: int = 0
+    """Decides the order of the data, the masks, dropout and the adapters' start."""
+
+    def __post_init__(self) -> None:
+        _whole(self, "steps", low=1)
+        _whole(self, "batch_size", low=1)
+        _whole(self, "tokens_per_batch", low=1)
+        _within(self, "learning_rate", low=0, open_low=True)
+        _within(self, "warm_up", low=0, high=1)
+        _within(self, "weight_decay", low=0)
+        _within(self, "max_grad_norm", low=0)
+        _whole(self, "lora_r", low=1)
+        _whole(self, "lora_alpha", low=1)
+        _within(self, "lora_dropout", low=0, high=1, open_high=True)
+        _whole(self, "held_out_items", low=0)
+        _whole(self, "evaluate_every", low=0)
+        _whole(self, "save_every", low=0)
+        _whole(self, "seed", low=0)
+        if self.max_length is not None:
+            _whole(self, "max_length", low=1)
+        _one_of(self, "schedule", ("cosine", "linear", "constant"))
+        _one_of(self, "tune", ("lora", "full"))
+        _one_of(self, "precision", ("auto", "fp32", "bf16"))
+
+    def rate(self, step: int) -> float:
+        """Learning rate of the step with this number, counted from 0; the step after the last would have 0."""
+        rising = round(self.warm_up * self.steps)
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        if self.schedule == "constant":
+            return self.learning_rate
+        share = (step - rising) / max(1, self.steps - rising)
+        fallen = share if self.schedule == "linear" else (1 - math.cos(math.pi * share)) / 2
+        return self.learning_rate * (1 - fallen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MNTP(Training):
+    """Masked next token prediction: hide some tokens and predict each from the output one position before it.
+
+    Source: LLM2Vec (arXiv 2404.05961), sec. 2.2; its settings are the defaults.
+    """
+
+    block_size: int | None = 512
+    """Texts are joined in order and cut into blocks of so many tokens; None: every text is a row of its own, padded."""
+    mask_rate: float = 0.2
+    """Share of the tokens that are hidden and predicted."""
+    mask_scheme: MaskScheme = "bert"
+    """bert: 80 % of the hidden tokens become the mask token, 10 % a random one, 10 % stay; all: all are masked."""
+    mask_token: int | str = "auto"
+    """A token or its id. auto: the first there is of "_", the mask token, the unk token, the last one of the vocabulary."""
+    train_head: bool = False
+    """Train the language-model head too. One that is tied to the embedding is trained when that is: with tune=full."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _within(self, "mask_rate", low=0, high=1, open_low=True, open_high=True)
+        _one_of(self, "mask_scheme", ("bert", "all"))
+        if self.block_size is not None:
+            _whole(self, "block_size", low=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(Training):
+    """What the two contrastive stages share."""
+
+    temperature: float = 0.05
+    """Cosine similarities are divided by it; smaller is sharper."""
+    dropout: float | None = None
+    """Attention dropout during this stage; None: what the model's config says."""
+    grad_cache: bool = False
+    """Embed the batch without graphs first, then part by part with them: memory of one part for a third more time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _within(self, "temperature", low=0, open_low=True)
+        if self.dropout is not None:
+            _within(self, "dropout", low=0, high=1, open_high=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCSE(Contrastive):
+    """Unsupervised contrastive learning: two dropout views of a text belong together, other texts do not.
+
+    Source: Gao et al. 2021 (arXiv 2104.08821); LLM2Vec (arXiv 2404.05961), sec. 2.3; its settings are the defaults.
+    """
+
+    batch_size: int = 128
+    """Texts of one step, over all processes. Mathematics: the others of the batch are the negatives."""
+    learning_rate: float = 3e-5
+    """Peak learning rate of AdamW."""
+    max_length: int | None = 128
+    """Tokens read of one text during this stage; None: as the encoder does."""
+    dropout: float | None = 0.3
+    """Attention dropout during this stage; None: what the model's config says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supervised(Contrastive):
+    """Supervised contrastive learning: a query belongs to its positive, not to any other document of the batch.
+
+    Source: LLM2Vec (arXiv 2404.05961), sec. 4.1; its settings are the defaults, but for a batch of 64 instead of 512.
+    """
+
+    batch_size: int = 64
+    """Examples of one step, over all processes. Mathematics: the documents of the others are negatives too."""
+    learning_rate: float = 2e-4
+    """Peak learning rate of AdamW."""
+    warm_up: float = 0.3
+    """Share of the steps in which the learning rate rises linearly to its peak."""
+    temperature: float = 0.02
+    """Cosine similarities are divided by it; smaller is sharper."""
+    negatives: int = 1
+    """Hard negatives used of each example; where it has more, they are drawn anew in every epoch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _whole(self, "negatives", low=0)
+
+
+def _within(
+    settings: object,
+    name: str,
+    *,
+    low: float,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    value = getattr(settings, name)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and (low < value if open_low else low <= value) and (value < high if open_high else value <= high):
+        return
+    left = f"{low:g} {'<' if open_low else '<='} "
+    right = "" if high == math.inf else f" {'<' if open_high else '<='} {high:g}"
+    raise ConfigError(f"{type(settings).__name__}({name}={value!r}): expected {left}{name}{right}.")
+
+
+def _whole(settings: object, name: str, *, low: int) -> None:
+    value = getattr(settings, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(f"{type(settings).__name__}({name}={value!r}): expected a whole number, {low} <= {name}.")
+
+
+def _one_of(settings: object, name: str, allowed: Collection[str]) -> None:
+    value = getattr(settings, name)
+    if value not in allowed:
+        known = ", ".join(f'"{item}"' for item in allowed)
+        raise ConfigError(f"{type(settings).__name__}({name}={value!r}): expected one of {known}.")
