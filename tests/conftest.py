@@ -9,8 +9,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from jaxtyping import install_import_hook
 
-# Before anything imports bothways: what is imported earlier stays unchecked.
-install_import_hook("bothways", "beartype.beartype")
+# Before anything imports bothways: what is imported earlier stays unchecked. The tower lets an int stand for a float.
+install_import_hook("bothways", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import random
 from collections.abc import Sequence

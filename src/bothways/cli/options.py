@@ -1,0 +1,60 @@
+"""What several verbs share: the types of their arguments, and how an encoder is opened."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+from tyro.conf import UseAppendAction
+
+if TYPE_CHECKING:
+    from bothways.encoder import Encoder
+
+Paths = Annotated[tuple[tuple[Path, ...], ...], UseAppendAction]
+"""`--data a.txt b.txt` and `--data a.txt --data b.txt` are the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How the encoder is opened."""
+
+    device: str | None = None
+    """Where to compute; None: the first accelerator that works."""
+    dtype: str | None = None
+    """float32, bfloat16, float16, auto (the hardware decides), or None for the folder's own."""
+    attn_implementation: str | None = None
+    """eager or sdpa; None: what transformers picks."""
+    trust_remote_code: bool = False
+    """Run code that the model brings along."""
+
+
+def open_encoder(folder: str | Path, opening: Opening) -> Encoder:
+    """The encoder in a folder."""
+    from bothways.encoder import Encoder
+
+    return Encoder.from_pretrained(folder, **vars(opening))
+
+
+def flat(paths: tuple[tuple[Path, ...], ...]) -> tuple[Path, ...]:
+    """All paths, in the order of the command line."""
+    return tuple(path for group in paths for path in group)
+
+
+def misused(message: str) -> NoReturn:
+    """Say what is wrong with the command line and exit with 2."""
+    print(f"bothways {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def quiet() -> None:
+    """Silence transformers' bars: "Loading weights" says nothing that the next line does not."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def say(message: str) -> None:
+    """One line of progress, on stderr: stdout is for data."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,120 @@
+"""`bothways show`: what an encoder is, how it became so, how good it was found, and what was proved of it."""
+
+from __future__ import annotations
+
+import json as json_module
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from bothways import provenance
+from bothways.cli.tables import console
+from bothways.errors import DataError
+from bothways.evaluation.tables import Cell, Row, table
+from bothways.provenance import EncoderSettings, Record
+
+STAGE_FOLDER = re.compile(r"(\d+)-\w+")
+
+
+def show(folder: Positional[Path], certificate: bool = False, json: bool = False) -> None:
+    """Show stages, settings, scores and certificate of an encoder.
+
+    Args:
+        folder: Folder of an encoder, or of a run, whose last finished stage is shown.
+        certificate: Also who sees whom in every mixing sub-module.
+        json: Print bothways.json instead.
+    """
+    folder = _encoder_in(folder)
+    settings, record = provenance.read(folder)
+    if json:
+        print((folder / provenance.FILE).read_text(encoding="utf-8"), end="")
+        return
+    out = console()
+    _show_encoder(out, folder, settings, record)
+    out.print(table("Stages", [_stage_row(number, stage) for number, stage in enumerate(record.stages)]))
+    out.print(_settings_table(record.stages))
+    scores = _score_rows(record.stages)
+    if scores:
+        out.print(table("Scores", scores))
+    if record.certificate is not None:
+        out.print(f"[bold]Certificate[/]: {record.certificate.summary()}")
+        if certificate:
+            out.print(table("Who sees whom", record.certificate.rows()))
+
+
+def _encoder_in(folder: Path) -> Path:
+    """The folder itself, or the last finished stage of a run. Raises DataError if it is neither."""
+    if (folder / provenance.FILE).exists():
+        return folder
+    finished = [
+        (int(match[1]), path.parent)
+        for path in folder.glob(f"*/{provenance.FILE}")
+        if (match := STAGE_FOLDER.fullmatch(path.parent.name))
+    ]
+    if not finished:
+        raise DataError(
+            f"{folder} is neither an encoder ({provenance.FILE} is missing) nor a run with finished stages. "
+            "Make an encoder with `bothways convert`."
+        )
+    return max(finished)[1]
+
+
+def _show_encoder(out: Console, folder: Path, settings: EncoderSettings, record: Record) -> None:
+    pooled = "all tokens" if settings.pool_over == "all" else "the text's own tokens"
+    length = "unit length" if settings.normalize else "not normalised"
+    out.print(f"[bold]{folder}[/]: a {settings.direction} encoder made from {record.base}")
+    out.print(f"{settings.pooling} over {pooled}, {length}, at most {settings.max_length} tokens")
+    for name, prompt in settings.prompts.items():
+        out.print(f"prompt {name}: {prompt!r}")
+    for note in record.notes:
+        out.print(f"note: {note}")
+
+
+def _stage_row(number: int, stage: Mapping[str, Any]) -> Row:
+    held_out = list(stage.get("held_out", {}).values())
+    losses = [scores["loss"] for scores in held_out if "loss" in scores]
+    data = stage.get("data", {})
+    memory = stage.get("peak_memory_bytes")
+    return {
+        "": number,
+        "stage": stage["stage"],
+        "items": data.get("items"),
+        "training loss": stage.get("loss"),
+        "held out before": losses[0] if losses else None,
+        "held out after": losses[-1] if losses else None,
+        "seconds": float(stage["seconds"]) if "seconds" in stage else None,
+        "peak MiB": None if memory is None else round(memory / 2**20),
+        "finished": stage["finished"],
+    }
+
+
+def _settings_table(stages: Sequence[Mapping[str, Any]]) -> Table:
+    """One row per setting, one column per stage."""
+    shown = Table(title="Settings", title_justify="left")
+    shown.add_column("")
+    for number, stage in enumerate(stages):
+        shown.add_column(f"{number} {stage['stage']}")
+    for name in dict.fromkeys(name for stage in stages for name in stage.get("settings", {})):
+        cells = (_cell(stage.get("settings", {}), name) for stage in stages)
+        shown.add_row(name, *cells)
+    return shown
+
+
+def _cell(settings: Mapping[str, Any], name: str) -> str:
+    if name not in settings:
+        return ""
+    value = settings[name]
+    return value if isinstance(value, str) else json_module.dumps(value, ensure_ascii=False)
+
+
+def _score_rows(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Cell]]:
+    return [
+        {"stage": f"{number} {stage['stage']}", "task": task, **measures}
+        for number, stage in enumerate(stages)
+        for task, measures in stage.get("scores", {}).items()
+    ]

@@ -1,0 +1,108 @@
+"""`bothways mntp | simcse | supervised ENC --data FILE ... --out DIR`: a folder in, a folder out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes, Positional
+
+from bothways.cli.options import Opening, Paths, flat, misused, open_encoder, quiet, say
+from bothways.data import OnBadRow
+from bothways.errors import ConfigError
+from bothways.training.settings import MNTP, SimCSE, Supervised, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What is read and written."""
+
+    data: Paths = ()
+    """Files to train on: texts (.txt, .jsonl) for mntp and simcse, examples (.jsonl) for supervised; .gz too."""
+    held_out: Paths = ()
+    """Files to measure the loss on; none: some rows of the data are kept back."""
+    out: Path
+    """Folder of the trained encoder; must not exist yet."""
+    resume: bool = False
+    """Go on from the last checkpoint of an interrupted run with the same --out."""
+    on_bad_row: OnBadRow = "raise"
+    """raise: stop at a row that cannot be used; skip: count it, list it, go on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputWithHead(Input):
+    """What is read and written."""
+
+    base: str | None = None
+    """Decoder to take the language-model head from, where the encoder's folder was saved without it."""
+
+
+def mntp(
+    encoder: Positional[str],
+    files: OmitArgPrefixes[InputWithHead],
+    settings: OmitArgPrefixes[MNTP],
+    opening: OmitArgPrefixes[Opening],
+) -> None:
+    """Train on masked next token prediction.
+
+    Args:
+        encoder: Folder of the encoder to train.
+    """
+    _train("mntp", encoder, files, settings, opening, base=files.base)
+
+
+def simcse(
+    encoder: Positional[str],
+    files: OmitArgPrefixes[Input],
+    settings: OmitArgPrefixes[SimCSE],
+    opening: OmitArgPrefixes[Opening],
+) -> None:
+    """Train on unlabelled texts.
+
+    Args:
+        encoder: Folder of the encoder to train.
+    """
+    _train("simcse", encoder, files, settings, opening)
+
+
+def supervised(
+    encoder: Positional[str],
+    files: OmitArgPrefixes[Input],
+    settings: OmitArgPrefixes[Supervised],
+    opening: OmitArgPrefixes[Opening],
+) -> None:
+    """Train on queries and the documents that answer them.
+
+    Args:
+        encoder: Folder of the encoder to train.
+    """
+    _train("supervised", encoder, files, settings, opening)
+
+
+def _train(
+    stage: str, folder: str, files: Input, settings: Training, opening: Opening, base: str | None = None
+) -> None:
+    if not files.data:
+        misused(f"{stage}: --data is missing. Name one or more files to train on.")
+    # Here and not above, so that --help and wrong usage answer at once: torch takes seconds to import.
+    from bothways.recipe.reader import Files, Step
+    from bothways.recipe.stage import checkpoints_of, head_from, read_files, refuse_taken, train_into
+
+    refuse_taken(files.out)
+    checkpoints = checkpoints_of(files.out)
+    if checkpoints.exists() and not files.resume:
+        raise ConfigError(
+            f"{checkpoints} holds an interrupted run. Go on with --resume, or delete it, or name another --out."
+        )
+    if files.resume and not checkpoints.exists():
+        say(f"{checkpoints}: no checkpoint there, starting from the first step")
+    step = Step(
+        stage, settings, Files(data=flat(files.data), held_out=flat(files.held_out), on_bad_row=files.on_bad_row)
+    )
+    rows, held_out = read_files(stage, step.files)
+    quiet()
+    encoder = open_encoder(folder, opening)
+    if base is not None:
+        encoder.head = head_from(base, encoder)
+    train_into(encoder, step, rows, held_out, files.out)
+    say(f"{stage}: written to {files.out}")
