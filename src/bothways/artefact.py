@@ -1,16 +1,19 @@
-"""The folder: a stock sentence-transformers model plus bothways.json. Everything about its files, nothing about tensors."""
+"""The folder: a stock sentence-transformers model plus bothways.json. All about its files, nothing about tensors."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from bothways import provenance
@@ -36,6 +39,21 @@ BIDIRECTIONAL_KEY_FAMILIES = frozenset(
 )
 """Families whose config may carry `use_bidirectional_attention` beside `is_causal` without any change in transformers;
 serving engines read it. On Gemma 3 the same key halves the window, so it is not written there."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The unmerged LoRA adapter of the last stage, in peft's format, for continuing elsewhere."""
+
+    config: PeftConfig
+    tensors: Mapping[str, Tensor]
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir()
+        self.config.save_pretrained(str(folder))
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.tensors.items()}, folder / "adapter_model.safetensors"
+        )
 
 
 @contextmanager
@@ -102,7 +120,7 @@ def write_stock_files(
 
 
 def write_engine_keys(folder: Path, settings: EncoderSettings) -> None:
-    """Add to config.json the key that serving engines read, for the families where it changes nothing in transformers."""
+    """Add to config.json the key that serving engines read, where transformers itself ignores it."""
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     if settings.direction == "bidirectional":
@@ -117,6 +135,7 @@ def model_card(settings: EncoderSettings, record: Record, dim: int) -> str:
     """README.md of the folder."""
     stages = "\n".join(f"{number}. `{stage['stage']}`" for number, stage in enumerate(record.stages))
     notes = "".join(f"\n> **Note.** {note}\n" for note in record.notes)
+    span = "all tokens" if settings.pool_over == "all" else "the text's own tokens"
     proof = record.certificate.summary() if record.certificate else "no certificate"
     return f"""---
 library_name: sentence-transformers
@@ -126,7 +145,7 @@ tags: [bothways, sentence-transformers, feature-extraction, llm2vec]
 
 # A {settings.direction} text encoder made from `{record.base}`
 
-{dim} dimensions, {settings.pooling} pooling over {"all tokens" if settings.pool_over == "all" else "the text's own tokens"},
+{dim} dimensions, {settings.pooling} pooling over {span},
 {"unit length" if settings.normalize else "not normalised"}, at most {settings.max_length} tokens.
 {notes}
 ```python
@@ -180,9 +199,7 @@ def read_stock_folder(folder: Path) -> StockFolder:
         raise DataError(f"{pooling_file}: pooling {modes}; expected one of {', '.join(STOCK_POOLING_NAMES)}.")
     options = _read_json(transformer / "sentence_bert_config.json", default={})
     if options.get("do_lower_case"):
-        raise DataError(
-            f"{transformer / 'sentence_bert_config.json'}: do_lower_case is not supported here. Use sentence-transformers."
-        )
+        raise DataError(f"{transformer / 'sentence_bert_config.json'}: do_lower_case is not supported here.")
     stock = _read_json(folder / "config_sentence_transformers.json", default={})
     prompts = {name: text for name, text in (stock.get("prompts") or {}).items() if text}
     settings = EncoderSettings(

@@ -5,24 +5,23 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from peft import PeftConfig
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bothways import artefact, loading, provenance
 from bothways import text as texts_room
-from bothways.bidirectional.attention import make_bidirectional, prepare
+from bothways.artefact import Adapter
+from bothways.bidirectional.attention import make_bidirectional, plain_backend, prepare
 from bothways.bidirectional.certificate import Certificate
 from bothways.bidirectional.probe import probe
 from bothways.errors import ConfigError, ConversionError, DataError
@@ -33,21 +32,6 @@ from bothways.text import Features, TextIds
 
 Instructions = str | Sequence[str | None] | None
 SAMPLE_TEXTS = ("How do I open a compressed file?", "The signature of the certificate is invalid.", "A short text")
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """The unmerged LoRA adapter of the last stage, in peft's format, for continuing elsewhere."""
-
-    config: PeftConfig
-    tensors: Mapping[str, Tensor]
-
-    def write(self, folder: Path) -> None:
-        folder.mkdir()
-        self.config.save_pretrained(str(folder))
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.tensors.items()}, folder / "adapter_model.safetensors"
-        )
 
 
 class Encoder(nn.Module):
@@ -84,7 +68,7 @@ class Encoder(nn.Module):
         trust_remote_code: bool = False,
         revision: str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
-    ) -> Self:
+    ) -> Encoder:
         """Load a bothways folder, or a sentence-transformers folder of Transformer + Pooling (+ Normalize).
 
         `dtype` None keeps the checkpoint's, "auto" lets the hardware decide. A folder that was converted is measured
@@ -103,13 +87,13 @@ class Encoder(nn.Module):
         )
 
     @classmethod
-    def _from_own_folder(cls, folder: Path, wish: loading.Wish) -> Self:
+    def _from_own_folder(cls, folder: Path, wish: loading.Wish) -> Encoder:
         settings, record = provenance.read(folder)
         config = loading.load_config(folder, trust_remote_code=wish.trust_remote_code)
         if settings.direction == "bidirectional" and getattr(config, "is_causal", True):
             raise ConversionError(
-                f"{folder} was converted, but its config.json no longer says is_causal=false: any other loader would open "
-                "it causal. Restore that line, or convert again."
+                f"{folder} was converted, but its config.json no longer says is_causal=false: any other loader would "
+                "open it causal. Restore that line, or convert again."
             )
         prepare(config, settings.direction)
         model = loading.load_trunk(folder, config, wish)
@@ -120,7 +104,7 @@ class Encoder(nn.Module):
         return cls(model, tokenizer, settings, replace(record, certificate=certificate), head)
 
     @classmethod
-    def _from_stock_folder(cls, name: str, folder: Path, wish: loading.Wish) -> Self:
+    def _from_stock_folder(cls, name: str, folder: Path, wish: loading.Wish) -> Encoder:
         stock = artefact.read_stock_folder(folder)
         config = loading.load_config(stock.transformer, trust_remote_code=wish.trust_remote_code)
         kwargs = {**stock.model_kwargs, **(wish.model_kwargs or {})}
@@ -223,7 +207,7 @@ class Encoder(nn.Module):
         Raises DataError naming the first item that is no string, ConfigError for an instruction that leaves no room.
         """
         if isinstance(texts, str):
-            return self.encode([texts], instruction=instruction, batch_size=batch_size, show_progress=show_progress)[0]
+            return self.encode([texts], instruction=instruction, batch_size=batch_size).reshape(self.dim)
         checked = texts_room.check_texts(texts, "encode")
         return self._encode(self.tokenise(checked, instruction), batch_size, show_progress)
 
@@ -245,16 +229,16 @@ class Encoder(nn.Module):
         checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, f"encode_{name}")
         around = [(self.settings.prompts.get(name, ""), "")] * len(checked)
         vectors = self._encode(self._tokenise(checked, around), batch_size, show_progress)
-        return vectors[0] if isinstance(texts, str) else vectors
+        return vectors.reshape(self.dim) if isinstance(texts, str) else vectors
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode(self, rows: list[TextIds], batch_size: int, show_progress: bool) -> NDArray[np.float32]:
         if batch_size < 1:
             raise ConfigError(f"encode: batch_size={batch_size}, expected at least 1.")
         cut = sum(row.cut for row in rows)
         if cut:
             warnings.warn(
-                f"{cut} of {len(rows)} texts are longer than max_length={self.settings.max_length} tokens and were cut.",
+                f"{cut} of {len(rows)} texts have more than max_length={self.settings.max_length} tokens and were cut.",
                 stacklevel=3,
             )
         vectors = np.zeros((len(rows), self.dim), dtype=np.float32)
@@ -286,7 +270,7 @@ class Encoder(nn.Module):
             self.model.save_pretrained(partial, state_dict=state)
             self.tokenizer.save_pretrained(partial)
             artefact.write_engine_keys(partial, self.settings)
-            attn_implementation, notes = self._stock_notes(partial)
+            attn_implementation, notes = self._stock_notes()
             record = replace(self.record, head=facts, notes=notes)
             artefact.write_stock_files(
                 partial, self.settings, record, dim=self.dim, attn_implementation=attn_implementation
@@ -294,16 +278,17 @@ class Encoder(nn.Module):
             if self.adapter is not None:
                 self.adapter.write(partial / "adapter")
 
-    def _stock_notes(self, folder: Path) -> tuple[str | None, tuple[str, ...]]:
+    def _stock_notes(self) -> tuple[str | None, tuple[str, ...]]:
         """The attention backend a stock loader must use, if not its default, and what it does differently, measured."""
         notes, backend = [], None
         certificate = self.record.certificate
-        if self.settings.direction == "bidirectional" and certificate is not None and _needs_code(certificate):
-            backend = next((name for name in ("sdpa", "eager") if _opens_bidirectional(folder, name)), None)
+        if self.settings.direction == "bidirectional" and certificate is not None:
+            treatments = {module.name: module.treatment for module in certificate.modules if module.treatment}
+            backend = plain_backend(self.model, treatments)
             if backend is None:
                 notes.append(
-                    "A plain loader opens these weights causal, because part of the conversion lives in code: load this "
-                    "folder with `bothways.Encoder.from_pretrained`."
+                    "A plain loader opens these weights causal, because part of the conversion lives in code: load "
+                    "this folder with `bothways.Encoder.from_pretrained`."
                 )
         if self.settings.pool_over == "text":
             cosine = self._cosine_of_stock_pooling()
@@ -327,7 +312,7 @@ class Encoder(nn.Module):
             return float(F.cosine_similarity(own, stock).mean())
 
     def to_sentence_transformer(self) -> Any:
-        """The same encoder as a `sentence_transformers.SentenceTransformer`, opened from a stock folder, on the same device.
+        """The same encoder as a `sentence_transformers.SentenceTransformer`, opened from a stock folder.
 
         Raises ConfigError if sentence-transformers is not installed.
         """
@@ -354,40 +339,11 @@ def _each(instruction: Instructions, count: int) -> list[str | None]:
 def _check_same(folder: Path, recorded: Certificate | None, measured: Certificate) -> None:
     if recorded is None:
         raise ConversionError(f"{folder} has no certificate in {provenance.FILE}. Convert again.")
-    difference = _difference(recorded, measured)
+    difference = recorded.difference(measured)
     if difference is not None:
         raise ConversionError(
             f"{folder} is not what its certificate says: {difference}. Convert again, or restore the files."
         )
-
-
-def _difference(recorded: Certificate, measured: Certificate) -> str | None:
-    """The first thing in which two certificates of one encoder differ, in words. Backend, dtype and versions may."""
-    before, now = ({module.name: module for module in one.modules} for one in (recorded, measured))
-    for name in [*before, *now]:
-        if name not in now or name not in before:
-            return f"{name} mixes tokens in one of them only"
-        if before[name].direction != now[name].direction:
-            return f"{name} was {before[name].direction}, and is {now[name].direction}"
-        same_probe = recorded.tokens == measured.tokens and recorded.attn_implementation == measured.attn_implementation
-        if same_probe and before[name].unpadded != now[name].unpadded:
-            return f"{name} reached {before[name].unpadded}, and reaches {now[name].unpadded}"
-    return None
-
-
-def _needs_code(certificate: Certificate) -> bool:
-    """Whether more than a flag in config.json was needed, so that a plain loader may differ."""
-    return any(module.treatment for module in certificate.modules)
-
-
-def _opens_bidirectional(folder: Path, backend: str) -> bool:
-    """Whether plain transformers code opens the folder bidirectional under this attention backend."""
-    config = loading.load_config(folder, trust_remote_code=False)
-    try:
-        model = loading.load_trunk(folder, config, loading.Wish(device="cpu", attn_implementation=backend))
-    except DataError:
-        return False
-    return probe(model).direction == "bidirectional"
 
 
 def _progress(steps: Sequence[int], label: str) -> Any:

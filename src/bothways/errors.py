@@ -1,4 +1,4 @@
-"""Everything that bothways raises on purpose. Each message states the call, the expectation, the value and the way out."""
+"""Everything that bothways raises on purpose: each message has the call, the expectation, the value and the way out."""
 
 from __future__ import annotations
 

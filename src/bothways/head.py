@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class Head(nn.Module):
         self.weight, self.bias = weight, bias
         self.scale, self.softcap, self.tied = scale, softcap, tied
 
-    def forward(self, hidden: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocab"]:
+    def forward(self, hidden: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         """Logits in the dtype of `hidden`."""
         logits = F.linear(hidden, self.weight, self.bias) * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
@@ -55,7 +57,8 @@ def head_of(model: PreTrainedModel) -> Head:
 
     Raises ConversionError if the model computes its logits in a way that this head does not.
     """
-    output, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    output: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
     trunk = model.base_model
     if output is None or trunk is model:
         raise ConversionError(f"{type(model).__name__} has no language-model head. Pass a causal language model.")

@@ -32,7 +32,7 @@ EMBEDDED = Path(__file__).parent / "embedded"
 
 @dataclass(frozen=True)
 class Wish:
-    """How a caller wants a model loaded. None means: the checkpoint's own dtype, the best device, transformers' kernel."""
+    """How a model is to be loaded. None: the checkpoint's own dtype, the best device, transformers' kernel."""
 
     dtype: str | torch.dtype | None = None
     device: str | torch.device | None = None
@@ -84,9 +84,10 @@ def load_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
         hint = "It holds an adapter alone: merge it into its base first." if adapter else "Pass the folder of a model."
         raise DataError(f"{folder} has no config.json. {hint}")
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError) as error:
         raise DataError(f"{folder / 'config.json'}: {str(error).strip().splitlines()[0]}") from error
+    return config
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -108,7 +109,7 @@ def load_decoder(
     device, arguments = wish.arguments()
     if config.is_encoder_decoder:
         raise ConversionError(
-            f"{config.model_type} is an encoder-decoder, whose encoder sees both ways already. Pass a decoder-only model."
+            f"{config.model_type} is an encoder-decoder, whose encoder sees both ways. Pass a decoder-only model."
         )
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if not remote and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -118,18 +119,20 @@ def load_decoder(
         )
     if not with_head:
         return load_trunk(folder, config, wish), None
-    model = _complete(AutoModelForCausalLM, folder, config, arguments).to(device).eval()
-    head = head_of(model)
-    return model.base_model, head
+    model = _complete(AutoModelForCausalLM, folder, config, arguments, device)
+    trunk: Any = model.base_model
+    return trunk, head_of(model)
 
 
 def load_trunk(folder: Path, config: PreTrainedConfig, wish: Wish) -> PreTrainedModel:
     """The headless model of a folder, in evaluation mode, on its device. Raises DataError if weights are missing."""
     device, arguments = wish.arguments()
-    return _complete(AutoModel, folder, config, arguments).to(device).eval()
+    return _complete(AutoModel, folder, config, arguments, device)
 
 
-def _complete(factory: Any, folder: Path, config: PreTrainedConfig, arguments: dict[str, Any]) -> PreTrainedModel:
+def _complete(
+    factory: Any, folder: Path, config: PreTrainedConfig, arguments: dict[str, Any], device: torch.device
+) -> PreTrainedModel:
     try:
         model, info = factory.from_pretrained(folder, config=config, output_loading_info=True, **arguments)
     except (ValueError, OSError) as error:
@@ -137,28 +140,27 @@ def _complete(factory: Any, folder: Path, config: PreTrainedConfig, arguments: d
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
         raise DataError(
-            f"{folder}: {len(missing)} weights are not in the files, the first is {missing[0]}; transformers would have "
-            "filled them with random numbers. Pass a complete folder."
+            f"{folder}: {len(missing)} weights are not in the files, the first is {missing[0]}; transformers fills "
+            "such gaps with random numbers. Pass a complete folder."
         )
-    loaded: PreTrainedModel = model
+    loaded: PreTrainedModel = model.to(device).eval()
     return loaded
 
 
 def load_head(folder: Path, model: PreTrainedModel, facts: Mapping[str, Any]) -> Head | None:
-    """The head that bothways.json describes: the input embedding if tied, else `lm_head.*` of the weight files, or None."""
+    """The head that bothways.json describes: the input embedding if tied, else `lm_head.*` of the files, or None."""
     if not facts:
         return None
     scaling = {"scale": float(facts["scale"]), "softcap": facts["softcap"]}
+    embedding: Any = model.get_input_embeddings()
     if facts["tied"]:
-        embedding = model.get_input_embeddings()
         return Head(embedding.weight, **scaling, tied=True)
     tensors = read_tensors(folder, ("lm_head.weight", "lm_head.bias"))
     if "lm_head.weight" not in tensors:
         return None
-    like = model.get_input_embeddings().weight
 
     def parameter(tensor: Tensor) -> nn.Parameter:
-        return nn.Parameter(tensor.to(like.device, like.dtype))
+        return nn.Parameter(tensor.to(embedding.weight.device, embedding.weight.dtype))
 
     bias = parameter(tensors["lm_head.bias"]) if "lm_head.bias" in tensors else None
     return Head(parameter(tensors["lm_head.weight"]), bias, **scaling)
@@ -176,7 +178,7 @@ def read_tensors(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
     for name, path in files.items():
         if path.exists():
             with safe_open(path, framework="pt") as tensors:
-                if name in tensors.keys():
+                if name in set(tensors.keys()):
                     found[name] = tensors.get_tensor(name)
     return found
 

@@ -39,7 +39,7 @@ class EncoderSettings:
     instruction_template: str = "{instruction} {text}"
     """How instruction and text are joined."""
     prompts: Mapping[str, str] = field(default_factory=dict)
-    """Prefixes by name, put before a text as they are; "query" and "document" serve encode_query and encode_document."""
+    """Prefixes by name, put before a text as they are; encode_query and encode_document use "query" and "document"."""
     direction: Direction = "bidirectional"
     """Whether every token sees every token, or, for comparison, only those before it."""
 
@@ -57,7 +57,7 @@ class EncoderSettings:
 
 @dataclass(frozen=True)
 class Record:
-    """Everything bothways.json says besides the settings: where the weights come from, what was done, what was proved."""
+    """What bothways.json says besides the settings: where the weights come from, what was done, what was proved."""
 
     base: str
     """Name or folder of the decoder that was converted."""

@@ -66,9 +66,9 @@ def wrap(template: str, instruction: str) -> tuple[str, str]:
     return before.replace("{instruction}", instruction.strip()), after
 
 
-def check_texts(texts: Sequence[str], call: str) -> list[str]:
+def check_texts(texts: Sequence[Any], call: str) -> list[str]:
     """The texts as a list. Raises DataError naming the first one that is not a string."""
-    if isinstance(texts, (str, bytes)) or isinstance(texts, Mapping):
+    if isinstance(texts, (str, bytes, Mapping)):
         raise DataError(f"{call}: expected a list of strings, got {type(texts).__name__}.")
     checked = list(texts)
     for number, text in enumerate(checked):
@@ -76,7 +76,7 @@ def check_texts(texts: Sequence[str], call: str) -> list[str]:
             shown = repr(text)
             shown = shown if len(shown) <= 40 else shown[:37] + "..."
             raise DataError(
-                f"{call}: texts[{number}] is {type(text).__name__} ({shown}), expected str. Convert it, or drop the row."
+                f"{call}: texts[{number}] is {type(text).__name__} ({shown}), expected str. Convert or drop it."
             )
     return checked
 
@@ -97,7 +97,7 @@ def tokenise(
     without a character of its own is pooled over all its tokens. A text that gives no token at all becomes the single
     token `stand_in`, so that its vector is finite and the same in every batch.
 
-    Raises ConfigError if an instruction alone fills `max_length`, or if the tokenizer gives no offsets but they are needed.
+    Raises ConfigError if an instruction alone fills `max_length`, or if offsets are needed and the tokenizer has none.
     """
     if not texts:
         return []
@@ -120,8 +120,8 @@ def tokenise(
             start = _first_of_text(encoding, len(before))
             if start is None and text and before and cut:
                 raise ConfigError(
-                    f"The instruction {before!r} alone fills max_length={max_length} tokens, so that nothing of the text "
-                    "would be read. Shorten the instruction or raise max_length."
+                    f"The instruction {before!r} alone fills max_length={max_length} tokens, so that nothing of the "
+                    "text would be read. Shorten the instruction or raise max_length."
                 )
             if pool_over == "text" and start is not None:
                 pooled = [position >= start for position in range(len(ids))]
@@ -212,7 +212,7 @@ def ensure_pad_token(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def ignore_trailing_space(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> bool:
-    """Let the tokenizer drop white space at the end where that makes a prompt's token count exact. Returns whether it did.
+    """Let the tokenizer drop white space at the end where that makes a prompt's token count exact; whether it did.
 
     sentence-transformers finds the text behind a prompt by counting the tokens of the prompt alone. A prompt that ends
     in a space counts one token too many wherever that space belongs to the text's first token once they are joined.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, NoReturn
 
@@ -71,6 +71,33 @@ def treat(model: nn.Module) -> dict[str, str]:
                 buffer.copy_(torch.maximum(buffer, buffer.transpose(-1, -2)))
             done.setdefault(name, []).append(f"buffer {key} mirrored")
     return {name: ", ".join(changes) for name, changes in done.items()}
+
+
+def plain_backend(model: PreTrainedModel, treatments: Mapping[str, str]) -> str | None:
+    """The attention backend under which plain transformers code, knowing the config alone, opens this model both ways.
+
+    "sdpa", its default, if that will do, else "eager" if that will, else None: mirrored buffers are code's work. The
+    model is probed without what `treat` set on its sub-modules, and given back as it came.
+    """
+    if any("mirrored" in treatment for treatment in treatments.values()):
+        return None
+    own: str = model.config._attn_implementation
+    flagged = [vars(module) for name, module in model.named_modules() if treatments.get(name)]
+    for flags in flagged:
+        flags["is_causal"] = True
+    try:
+        for backend in ("sdpa", "eager"):
+            try:
+                model.set_attn_implementation(backend)
+            except ValueError:  # the architecture has no such kernel
+                continue
+            if probe(model).direction == "bidirectional":
+                return backend
+        return None
+    finally:
+        model.set_attn_implementation(own)
+        for flags in flagged:
+            flags["is_causal"] = False
 
 
 def refuse_untreated(model: PreTrainedModel) -> None:

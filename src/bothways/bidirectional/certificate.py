@@ -173,6 +173,22 @@ class Certificate:
         left, right = ("all" if side == self.tokens - 1 else str(side) for side in (reach.left, reach.right))
         return f"{reach.direction} ({left} back, {right} ahead)"
 
+    def difference(self, other: Certificate) -> str | None:
+        """The first thing in which another certificate of the same encoder differs, in words; None if nothing does.
+
+        Backend, dtype and versions may differ; reach is compared where the probe was the same.
+        """
+        before, now = ({module.name: module for module in one.modules} for one in (self, other))
+        same_probe = (self.tokens, self.attn_implementation) == (other.tokens, other.attn_implementation)
+        for name in dict.fromkeys([*before, *now]):
+            if name not in now or name not in before:
+                return f"{name} mixes tokens in one of them only"
+            if before[name].direction != now[name].direction:
+                return f"{name} was {before[name].direction}, and is {now[name].direction}"
+            if same_probe and before[name].unpadded != now[name].unpadded:
+                return f"{name} was {self._shown(before[name].unpadded)}, and is {other._shown(now[name].unpadded)}"
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `direction` is there to be read and is not read back."""
         plain = asdict(self)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from bothways.encoder import Adapter
+from bothways.artefact import Adapter
 from bothways.errors import TrainingError
 from bothways.training.settings import Training
 
@@ -22,19 +22,14 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     three-dimensional tensor are no linear layers and stay frozen.
     """
     config = model.config.get_text_config()
-    experts = {getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")} - {
-        None
-    }
-    lists = [name + "." for name, child in model.named_modules() if isinstance(child, nn.ModuleList)]
-    found = {}
+    counts = {getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")}
+    lists = tuple(f"{name}." for name, child in model.named_modules() if isinstance(child, nn.ModuleList))
+    found: dict[str, nn.Module] = {}
     for name, child in model.named_modules():
-        outputs = (
-            child.weight.shape[1 if isinstance(child, Conv1D) else 0]
-            if isinstance(child, (nn.Linear, Conv1D))
-            else None
-        )
-        if outputs is not None and outputs not in experts and name.startswith(tuple(lists)):
-            found[name] = child
+        if name.startswith(lists) and isinstance(child, (nn.Linear, Conv1D)):
+            outputs = child.nf if isinstance(child, Conv1D) else child.out_features
+            if outputs not in counts:
+                found[name] = child
     return found
 
 
@@ -50,11 +45,12 @@ def attach(model: PreTrainedModel, settings: Training) -> Any:
         raise TrainingError(
             f'tune="lora": no linear layer was found in the decoder layers of {type(model).__name__}. Use tune="full".'
         )
+    names = _short_names(model, layers)
     config = LoraConfig(
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=_short_names(model, layers),
+        target_modules=names,
         fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
         bias="none",
     )
@@ -63,7 +59,7 @@ def attach(model: PreTrainedModel, settings: Training) -> Any:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         wrapper = get_peft_model(model, config)
     # peft keeps a set, whose order is another in every process and would be in the file.
-    config.target_modules = sorted(config.target_modules)
+    config.target_modules = names
     return wrapper
 
 
@@ -76,7 +72,7 @@ def _short_names(model: nn.Module, layers: dict[str, nn.Module]) -> list[str]:
 
 @torch.no_grad()
 def merge(wrapper: Any, base: str) -> Adapter:
-    """Add the adapters to the weights, in float32, and take them off the model. Returns them; `base`: what they sat on."""
+    """Add the adapters to the weights, in float32, and take them off the model; returns them. They sat on `base`."""
     from peft import get_peft_model_state_dict
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -86,7 +82,7 @@ def merge(wrapper: Any, base: str) -> Adapter:
     adapter = Adapter(config, {name: tensor.detach().cpu().clone() for name, tensor in state.items()})
     for layer in wrapper.modules():
         if isinstance(layer, BaseTunerLayer):
-            weight: nn.Parameter = layer.get_base_layer().weight
+            weight = layer.get_base_layer().get_parameter("weight")
             own = weight.dtype
             weight.data = weight.data.float()
             layer.merge()
