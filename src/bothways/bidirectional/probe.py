@@ -154,6 +154,7 @@ def _examine(model: PreTrainedModel, batch: Batch, only: set[str] | None) -> _Fi
         hidden = _run(model, batch.other_ids, batch)
     if findings.loose is None and _crossed(findings.hidden, hidden, batch):
         findings.loose = type(model).__name__
+    findings.outputs.clear()
     return findings
 
 
