@@ -1,4 +1,4 @@
-"""The probe finds one one-way sub-module among many, mixing in odd places, padding that is seen; it disturbs nothing."""
+"""The probe finds one one-way sub-module among many, mixing in odd places, visible padding; it disturbs nothing."""
 
 from __future__ import annotations
 
