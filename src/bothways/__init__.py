@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from bothways.bidirectional.probe import Certificate as Certificate
     from bothways.encoder import Encoder as Encoder
     from bothways.stages.convert import convert as convert
-    from bothways.stages.mntp import MNTP as MNTP
     from bothways.stages.mntp import mntp as mntp
-    from bothways.stages.simcse import SimCSE as SimCSE
     from bothways.stages.simcse import simcse as simcse
-    from bothways.stages.supervised import Supervised as Supervised
     from bothways.stages.supervised import supervised as supervised
+    from bothways.training.settings import MNTP as MNTP
+    from bothways.training.settings import SimCSE as SimCSE
+    from bothways.training.settings import Supervised as Supervised
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Certificate": "bidirectional.probe",
     "Encoder": "encoder",
-    "MNTP": "stages.mntp",
-    "SimCSE": "stages.simcse",
-    "Supervised": "stages.supervised",
+    "MNTP": "training.settings",
+    "SimCSE": "training.settings",
+    "Supervised": "training.settings",
     "convert": "stages.convert",
     "make_bidirectional": "bidirectional.attention",
     "mntp": "stages.mntp",

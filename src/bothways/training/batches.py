@@ -1,4 +1,4 @@
-"""Which items make up a batch, and how it is cut to fit the memory. Drawn from the seed, not from a generator's state."""
+"""Which items make up a batch, and how it is cut to fit the memory: a function of the seed and the step."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def load(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def identity(settings: Mapping[str, Any], **facts: str) -> dict[str, Any]:
+def identity(settings: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
     """What must not change between a run and its continuation, as plain values."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
     return {**plain, **facts}

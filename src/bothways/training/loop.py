@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -51,6 +51,7 @@ class Place:
     processes: int
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a stage teaches."""
 
@@ -105,8 +106,8 @@ def train(
     identity = checkpoint.identity(
         {name: value for name, value in resolved.items() if name not in NOT_IDENTITY},
         stage=task.name,
-        data=task.facts["data"],
         weights=checkpoint.fingerprint(encoder),
+        **{f"data {name}": value for name, value in task.facts["data"].items()},
     )
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     wanted = show_progress and accelerator.is_main_process
@@ -217,7 +218,8 @@ class _Run:
         if not math.isfinite(loss) or not torch.isfinite(norm):
             which = "gradient" if math.isfinite(loss) else "loss"
             raise TrainingError(
-                f"{self.task.name}: the {which} of step {step + 1} is not finite (loss {loss}). Use a lower learning_rate (now {self.settings.learning_rate:g}), a longer warm_up "
+                f"{self.task.name}: the {which} of step {step + 1} is not finite (loss {loss}). "
+                f"Use a lower learning_rate (now {self.settings.learning_rate:g}), a longer warm_up "
                 f'(now {self.settings.warm_up:g}) or precision="fp32".'
             )
         for group in self.optimiser.param_groups:

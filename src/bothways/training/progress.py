@@ -6,11 +6,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 SECONDS_BETWEEN_LINES = 15
 
 
+@runtime_checkable
 class Show(Protocol):
     """Shows a step that was done, or a message."""
 

@@ -60,13 +60,13 @@ class Training:
         _whole(self, "steps", low=1)
         _whole(self, "batch_size", low=1)
         _whole(self, "tokens_per_batch", low=1)
-        _within(self, "learning_rate", low=0, open_low=True)
-        _within(self, "warm_up", low=0, high=1)
-        _within(self, "weight_decay", low=0)
-        _within(self, "max_grad_norm", low=0)
+        _within(self, "learning_rate", low=0.0, open_low=True)
+        _within(self, "warm_up", low=0.0, high=1.0)
+        _within(self, "weight_decay", low=0.0)
+        _within(self, "max_grad_norm", low=0.0)
         _whole(self, "lora_r", low=1)
         _whole(self, "lora_alpha", low=1)
-        _within(self, "lora_dropout", low=0, high=1, open_high=True)
+        _within(self, "lora_dropout", low=0.0, high=1.0, open_high=True)
         _whole(self, "held_out_items", low=0)
         _whole(self, "evaluate_every", low=0)
         _whole(self, "save_every", low=0)
@@ -103,13 +103,13 @@ class MNTP(Training):
     mask_scheme: MaskScheme = "bert"
     """bert: 80 % of the hidden tokens become the mask token, 10 % a random one, 10 % stay; all: all are masked."""
     mask_token: int | str = "auto"
-    """A token or its id. auto: the first there is of "_", the mask token, the unk token, the last one of the vocabulary."""
+    """A token or its id. auto: the first there is of "_", the mask token, unk, the last token of the vocabulary."""
     train_head: bool = False
     """Train the language-model head too. One that is tied to the embedding is trained when that is: with tune=full."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _within(self, "mask_rate", low=0, high=1, open_low=True, open_high=True)
+        _within(self, "mask_rate", low=0.0, high=1.0, open_low=True, open_high=True)
         _one_of(self, "mask_scheme", ("bert", "all"))
         if self.block_size is not None:
             _whole(self, "block_size", low=2)
@@ -128,9 +128,9 @@ class Contrastive(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _within(self, "temperature", low=0, open_low=True)
+        _within(self, "temperature", low=0.0, open_low=True)
         if self.dropout is not None:
-            _within(self, "dropout", low=0, high=1, open_high=True)
+            _within(self, "dropout", low=0.0, high=1.0, open_high=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,134 @@
+"""MNTP: the reference's loss and gradients (parity), what is predicted from where (property), and that it teaches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bothways import MNTP, Encoder, convert, mntp
+from bothways.errors import ConfigError, DataError, TrainingError
+from bothways.stages.mntp import _Task, mntp_loss
+from bothways.text import Features
+from bothways.training.masking import NOT_PREDICTED
+
+SMALL = MNTP(steps=3, batch_size=4, block_size=32, learning_rate=1e-3, precision="fp32", held_out_items=20)
+
+
+@pytest.fixture
+def encoder(tiny_llama_folder: Path) -> Encoder:
+    return convert(tiny_llama_folder, dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("case", ["padded", "grouped"])
+def test_loss_and_gradients_equal_the_reference(shared: Path, family: str, case: str) -> None:
+    """Float32, sdpa, evaluation mode: loss within 2e-6, gradients within 1e-7 (theirs are 1.7e-7 from float64)."""
+    folder = shared / "reference" / "golden" / family
+    golden = {name: value for name, value in np.load(folder / "golden.npz").items() if name.startswith(f"mntp_{case}")}
+    encoder = convert(folder, dtype="float32", device="cpu")
+    mask = torch.tensor(golden[f"mntp_{case}_attention_mask"]).bool()
+    features = Features(torch.tensor(golden[f"mntp_{case}_input_ids"]), mask, mask)
+    total, count = mntp_loss(encoder, features, torch.tensor(golden[f"mntp_{case}_labels"]))
+    loss = total / count
+    assert loss.item() == pytest.approx(float(golden[f"mntp_{case}_loss"]), abs=2e-6)
+    loss.backward()
+    layers, embedding = encoder.model.layers, encoder.model.get_input_embeddings()
+    for weight, name in [
+        (layers[0].self_attn.q_proj.weight, "grad_q0"),
+        (layers[2].mlp.down_proj.weight, "grad_down2"),
+    ]:
+        assert weight.grad is not None
+        assert np.abs(weight.grad.numpy() - golden[f"mntp_{case}_{name}"]).max() <= 1e-7
+    norm = embedding.weight.grad.norm().item()
+    assert norm == pytest.approx(float(golden[f"mntp_{case}_grad_embed_norm"]), rel=1e-6)
+
+
+def test_a_label_is_predicted_one_position_before_it(encoder: Encoder) -> None:
+    ids = torch.randint(2, 500, (3, 11))
+    labels = torch.full((3, 11), NOT_PREDICTED)
+    labels[0, 4], labels[2, 1], labels[1, 0] = 17, 23, 31
+    keep = torch.ones(3, 11, dtype=torch.bool)
+    found, count = mntp_loss(encoder, Features(ids, keep, keep), labels)
+    with torch.no_grad():
+        logits = encoder.head(encoder.model(input_ids=ids).last_hidden_state)
+    # The label at position 0 is left out: nothing stands before it.
+    assert count == 2
+    expected = F.cross_entropy(torch.stack([logits[0, 3], logits[2, 0]]), torch.tensor([17, 23]), reduction="sum")
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_few_steps_teach_something_that_holds_on_other_texts(encoder: Encoder, real_texts: list[str]) -> None:
+    settings = replace(SMALL, steps=30, batch_size=16, block_size=48, learning_rate=1e-2, tune="full", warm_up=0.1)
+    mntp(encoder, real_texts, settings, show_progress=False)
+    before, after = encoder.record.stages[-1]["held_out"].values()
+    assert after["loss"] < before["loss"] - 1.0
+    assert after["accuracy"] > before["accuracy"] + 0.02
+
+
+def test_what_is_recorded(encoder: Encoder, real_texts: list[str]) -> None:
+    tokenizer = encoder.tokenizer.backend_tokenizer.to_str()
+    assert mntp(encoder, real_texts[:99], SMALL, show_progress=False) is encoder
+    stage = encoder.record.stages[-1]
+    assert stage["stage"] == "mntp"
+    assert stage["settings"]["mask_rate"] == 0.2
+    assert stage["settings"]["precision"] == "float32"
+    assert stage["mask_token"]["token"] == "_"
+    assert (stage["data"]["items"], stage["data"]["held_out_items"]) == (90, 9)
+    assert len(stage["data"]["fingerprint"]) == 64
+    assert np.isfinite(stage["loss"])
+    assert encoder.tokenizer.backend_tokenizer.to_str() == tokenizer
+    assert encoder.adapter is not None
+    assert encoder.record.certificate is not None
+    assert encoder.record.certificate.direction == "bidirectional"
+
+
+@pytest.mark.parametrize(("tune", "train_head", "trained"), [
+    ("lora", False, False), ("full", False, False), ("lora", True, True), ("full", True, True),
+])  # fmt: skip
+def test_an_untied_head_is_trained_only_if_asked(
+    tiny_untied_folder: Path, real_texts: list[str], tune: str, train_head: bool, trained: bool
+) -> None:
+    encoder = convert(tiny_untied_folder, dtype="float32", device="cpu")
+    head, embedding = encoder.head.weight.clone(), encoder.model.get_input_embeddings().weight.clone()
+    mntp(encoder, real_texts[:60], replace(SMALL, tune=tune, train_head=train_head), show_progress=False)
+    assert torch.equal(encoder.head.weight, head) != trained
+    assert torch.equal(encoder.model.get_input_embeddings().weight, embedding) == (tune == "lora")
+
+
+def test_a_tied_head_stays_tied(encoder: Encoder, real_texts: list[str]) -> None:
+    before = encoder.head.weight.clone()
+    mntp(encoder, real_texts[:60], replace(SMALL, tune="full", precision="bf16"), show_progress=False)
+    assert encoder.head.weight is encoder.model.get_input_embeddings().weight
+    assert not torch.equal(encoder.head.weight, before)
+    with pytest.raises(ConfigError, match="the head of this model is its input embedding"):
+        mntp(encoder, real_texts[:60], replace(SMALL, train_head=True), show_progress=False)
+
+
+def test_no_head_is_said_with_the_way_out(encoder: Encoder, real_texts: list[str]) -> None:
+    encoder.head = None
+    with pytest.raises(TrainingError, match="no language-model head") as caught:
+        mntp(encoder, real_texts, SMALL)
+    assert encoder.record.base in str(caught.value)
+    assert "--base" in str(caught.value)
+
+
+def test_settings_and_data_that_do_not_fit(encoder: Encoder, real_texts: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"block_size=512.: this model was made for 256 tokens"):
+        mntp(encoder, real_texts, replace(SMALL, block_size=512))
+    with pytest.raises(DataError, match="mntp: no item to train on"):
+        mntp(encoder, [], SMALL)
+    with pytest.raises(DataError, match=r"texts\[1\] is int"):
+        mntp(encoder, ["a", 3], SMALL)
+
+
+def test_rows_are_blocks_or_whole_texts(encoder: Encoder, real_texts: list[str]) -> None:
+    blocks = _Task(encoder, real_texts[:60], [], SMALL)
+    assert {len(row) for row in blocks.rows} == {32}
+    assert {row[0] for row in blocks.rows} == {encoder.tokenizer.bos_token_id}
+    texts = _Task(encoder, real_texts[:60], [], replace(SMALL, block_size=None, max_length=20))
+    assert texts.rows == [row.ids[:20] for row in encoder.tokenise(real_texts[:60])]

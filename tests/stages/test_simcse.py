@@ -1,0 +1,81 @@
+"""SimCSE: two views that differ, or a refusal; and that it teaches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2Model, OPTConfig, OPTModel
+
+from bothways import Encoder, SimCSE, convert, simcse
+from bothways.errors import TrainingError
+from bothways.training.dropout import dropout_of
+
+SMALL = SimCSE(steps=2, batch_size=6, max_length=24, learning_rate=1e-3, precision="fp32", held_out_items=12)
+
+
+@pytest.fixture
+def encoder(tiny_llama_folder: Path) -> Encoder:
+    return convert(tiny_llama_folder, dtype="float32", device="cpu")
+
+
+@pytest.mark.parametrize("changes", [{"tune": "full"}, {"tune": "lora", "lora_dropout": 0.3}])
+def test_identical_views_are_refused(encoder: Encoder, real_texts: list[str], changes: dict) -> None:
+    """Fresh adapters are zero, so that their dropout makes no difference yet."""
+    with pytest.raises(TrainingError, match="the two views of a text do not differ") as caught:
+        simcse(encoder, real_texts[:40], replace(SMALL, dropout=0.0, **changes), show_progress=False)
+    assert "dropout=0.3" in str(caught.value)
+    assert not encoder.training
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_the_views_differ_and_their_cosine_is_recorded(encoder: Encoder, real_texts: list[str], tune: str) -> None:
+    simcse(encoder, real_texts[:40], replace(SMALL, tune=tune), show_progress=False)
+    assert 0.3 < encoder.record.stages[-1]["cosine_of_views"] < 0.9999
+
+
+def test_it_teaches_to_tell_texts_apart(encoder: Encoder, real_texts: list[str]) -> None:
+    settings = replace(SMALL, steps=12, batch_size=24, learning_rate=3e-3, held_out_items=24, tune="full")
+    spread = []
+    texts = real_texts[-50:]
+    for _ in range(2):
+        vectors = encoder.encode(texts)
+        spread.append((vectors @ vectors.T)[~np.eye(len(texts), dtype=bool)].mean())
+        if len(spread) == 1:
+            simcse(encoder, real_texts[:-50], settings, show_progress=False)
+    before, after = encoder.record.stages[-1]["held_out"].values()
+    assert after["loss"] < before["loss"]
+    assert spread[1] < spread[0] - 0.02
+
+
+def test_dropout_finds_its_place_in_every_spelling() -> None:
+    """A number (Llama, OPT), a Dropout module (GPT-2), or none at all: then the embeddings."""
+    shape = {"vocab_size": 31, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    gpt2 = GPT2Model(GPT2Config(vocab_size=31, n_embd=24, n_layer=2, n_head=2, n_positions=16, attn_pdrop=0.1))
+    opt = OPTModel(OPTConfig(**shape, ffn_dim=20, word_embed_proj_dim=24, dropout=0.0, attention_dropout=0.0))
+    for model in (gpt2, opt):
+        with dropout_of(model, 0.45) as said:
+            assert said == "dropout 0.45 in 2 attention layers"
+            found = [getattr(m, "p", None) for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+            found += [m.dropout for m in model.modules() if "Attention" in type(m).__name__ and hasattr(m, "dropout")]
+            assert found.count(0.45) == 2
+    assert gpt2.h[0].attn.attn_dropout.p == 0.1
+    assert opt.decoder.layers[0].self_attn.dropout == 0.0
+
+
+def test_without_a_place_in_attention_the_embeddings_are_dropped(encoder: Encoder) -> None:
+    for layer in encoder.model.layers:
+        del layer.self_attn.attention_dropout
+    features = encoder.collate(encoder.tokenise(["one text"]))
+    embedding = encoder.model.get_input_embeddings()
+    with dropout_of(encoder.model, 0.5) as said:
+        assert said.startswith("dropout 0.5 on the embeddings")
+        encoder.model.train()
+        assert (embedding(features.input_ids) == 0).float().mean() > 0.3
+        encoder.model.eval()
+        assert (embedding(features.input_ids) == 0).float().mean() < 0.1
+    encoder.model.train()
+    assert (embedding(features.input_ids) == 0).float().mean() < 0.1
