@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
@@ -62,9 +63,15 @@ def _run(verb: str, arguments: list[str]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     module, summary = VERBS[verb]
     function: Callable[..., None] = getattr(import_module(f"bothways.cli.{module}"), verb)
-    tyro.cli(
-        function, prog=f"bothways {verb}", description=summary, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    config = (tyro.conf.FlagCreatePairsOff,)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        tyro.cli(function, prog=f"bothways {verb}", description=summary, args=arguments, config=config)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line, without the place in the code that raised it."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _overview() -> str:

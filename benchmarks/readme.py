@@ -1,0 +1,106 @@
+"""The generated parts of README.md: tables from benchmarks/results, the file tree from the files' own first lines."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.frame import RESULTS, ROOT
+from bothways.evaluation.tables import markdown
+
+README = ROOT / "README.md"
+TREES = ("src/bothways", "benchmarks", "scripts", "recipes")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """`--check` compares and writes nothing."""
+    parser.add_argument("--check", action="store_true", help="exit with 1 if README.md is not up to date")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Rewrite the generated parts, or say whether they are up to date. Returns the exit code."""
+    before = README.read_text(encoding="utf-8")
+    after = generated(before)
+    if options.check:
+        if before != after:
+            print("README.md is not up to date. Run: python -m benchmarks readme", file=sys.stderr)
+        return int(before != after)
+    README.write_text(after, encoding="utf-8")
+    return 0
+
+
+def generated(text: str) -> str:
+    """`text` with every part between its markers made anew."""
+    for name, make in {"demo": demo, "decoder": decoder, "tree": tree}.items():
+        begin, end = f"<!-- begin {name}: python -m benchmarks readme -->", f"<!-- end {name} -->"
+        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f'README.md: the markers of the part "{name}" are gone.')
+        part = f"{begin}\n{make()}{end}"
+        text = pattern.sub(lambda _, part=part: part, text)
+    return text
+
+
+def demo() -> str:
+    """The demo's table, and on what it was measured."""
+    found = _results("demo")
+    if found is None:
+        return "Not measured yet.\n"
+    observed = found["observed"]
+    minutes, seconds = divmod(round(observed["seconds"]), 60)
+    facts = observed["documentation"]
+    return (
+        f"{markdown(found['rows'])}\n"
+        f"{facts['held-out pairs']:,} held-out queries; {facts['training pairs']:,} pairs and "
+        f"{facts['unlabelled texts']:,} texts to train on; {minutes} min {seconds} s in all, "
+        f"{observed['peak_memory_bytes'] / 2**30:.1f} GiB at most.\n{_machine(found)}\n"
+    )
+
+
+def decoder() -> str:
+    """Bits per byte, and STS-B."""
+    found = _results("decoder")
+    if found is None:
+        return "Not measured yet.\n"
+    bits, spearman = (found["observed"][name] for name in ("held_out_bits_per_byte", "spearman, mean over seeds"))
+    rows = [{"held-out text": name, "bits per byte": value} for name, value in bits.items()]
+    similarity = [{"STS-B dev": name, "Spearman": value} for name, value in spearman.items()]
+    return f"{markdown(rows)}\n{markdown(similarity)}\n{_machine(found)}\n"
+
+
+def tree() -> str:
+    """Every source file with the first sentence of its docstring."""
+    paths = [path for folder in TREES for path in sorted((ROOT / folder).rglob("*")) if path.suffix in (".py", ".yaml")]
+    lines = [(path.relative_to(ROOT).as_posix(), _first_line(path)) for path in paths if _first_line(path)]
+    width = max(len(name) for name, _ in lines)
+    listed = "\n".join(f"{name:<{width}}  {line}" for name, line in lines)
+    return f"```text\n{listed}\n```\n"
+
+
+def _first_line(path: Path) -> str:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        return text.splitlines()[0].removeprefix("# ") if text.startswith("# ") else ""
+    return (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _results(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _machine(found: dict[str, Any]) -> str:
+    machine, versions = found["hardware"], found["versions"]
+    return (
+        f"Measured on {machine['processor']}, {machine['threads']} threads, {machine.get('memory_gib', '?')} GiB, "
+        f"Python {versions['python']}, torch {versions['torch']}, transformers {versions['transformers']}, "
+        f"by `{found['command']}`."
+    )

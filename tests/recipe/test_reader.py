@@ -1,0 +1,115 @@
+"""Contract: whatever is wrong in a recipe is named with file, line, key and the way out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bothways.errors import ConfigError
+from bothways.recipe import read
+from bothways.stages.convert import Convert
+from bothways.training.settings import MNTP, Supervised
+
+GOOD = """\
+base: embedded
+convert:
+  pooling: weighted_mean
+  prompts:
+    query: "query: "
+stages:
+  - mntp:
+      data: texts.txt
+      steps: 20
+      learning_rate: 5e-4
+      mask_token: "_"
+      block_size: null
+  - supervised:
+      data: [pairs.jsonl, pairs.jsonl]
+      held_out: pairs.jsonl
+      on_bad_row: skip
+evaluate:
+  - pairs.jsonl
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("texts.txt", "pairs.jsonl"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def write(folder: Path, content: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(content)
+    return path
+
+
+def test_a_good_recipe_becomes_typed_settings(folder: Path) -> None:
+    recipe = read(write(folder, GOOD))
+    assert recipe.base == "embedded"
+    assert recipe.convert == Convert(pooling="weighted_mean", prompts={"query": "query: "})
+    first, second = recipe.steps
+    assert first.settings == MNTP(steps=20, learning_rate=5e-4, mask_token="_", block_size=None)
+    assert second.settings == Supervised()
+    assert second.files.data == (folder / "pairs.jsonl",) * 2
+    assert (second.files.held_out, second.files.on_bad_row) == ((folder / "pairs.jsonl",), "skip")
+    assert recipe.tasks == (folder / "pairs.jsonl",)
+
+
+def test_a_base_beside_the_recipe_is_found_there(folder: Path) -> None:
+    (folder / "llama").mkdir()
+    assert read(write(folder, "base: llama\n")).base == str(folder / "llama")
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        (
+            "steps: 20",
+            "mask_ratio: 0.2",
+            'recipe.yaml line 9: unknown key "mask_ratio" in mntp. Did you mean "mask_rate"?',
+        ),
+        ("convert:", "covert:", 'recipe.yaml line 2: unknown key "covert" in the recipe. Did you mean "convert"?'),
+        ("- mntp:", "- mtnp:", 'recipe.yaml line 7: unknown key "mtnp" in stages. Did you mean "mntp"?'),
+        ("steps: 20", "steps: many", 'recipe.yaml line 9: "steps" in mntp is "many", expected a whole number.'),
+        ("steps: 20", "steps: 2.5", 'recipe.yaml line 9: "steps" in mntp is 2.5, expected a whole number.'),
+        ("steps: 20", 'steps: "20"', 'recipe.yaml line 9: "steps" in mntp is "20", expected a whole number.'),
+        ("steps: 20", "steps: [1]", 'recipe.yaml line 9: "steps" in mntp is a list, expected a whole number.'),
+        ("steps: 20", "tune: lorra", 'line 9: "tune" in mntp is "lorra", expected one of "lora", "full".'),
+        ("steps: 20", "steps:", 'recipe.yaml line 9: "steps" in mntp is empty, expected a whole number.'),
+        ("steps: 20", "mask_rate: 2", "recipe.yaml line 9: MNTP(mask_rate=2.0): expected 0 < mask_rate < 1."),
+        ("steps: 20", "train_head: 1", 'line 9: "train_head" in mntp is 1, expected true or false.'),
+        ("steps: 20", "data: texts.txt", 'recipe.yaml line 9: "data" stands twice in mntp. Keep one.'),
+        ("data: texts.txt", "data: text.txt", "line 8: data of mntp: text.txt does not exist. Paths are relative"),
+        ("data: texts.txt", "data: []", "line 8: data of mntp is an empty list. Name a file."),
+        ("data: texts.txt", "seed: 1", 'recipe.yaml line 7: "data" is missing in mntp. Name a file'),
+        ("block_size: null", "block_size: x", '"block_size" in mntp is "x", expected a whole number or null.'),
+        ("base: embedded", "{}", "not YAML"),
+        ("base: embedded", "base: [a]", 'line 1: "base" in the recipe is a list, expected a text.'),
+        ("evaluate:\n  - ", "evaluate: ", 'line 17: "evaluate" is "pairs.jsonl", expected a list of tasks.'),
+        ("pooling: weighted_mean", "pooling: max", 'line 3: "pooling" in convert is "max", expected one of "mean"'),
+    ],
+)
+def test_what_is_wrong_is_named(folder: Path, good: str, bad: str, message: str) -> None:
+    assert GOOD.count(good) == 1
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read(write(folder, GOOD.replace(good, bad)))
+
+
+def test_a_recipe_without_a_base_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match='line 1: "base" is missing'):
+        read(write(folder, "stages: []\n"))
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n"])
+def test_an_empty_recipe_is_refused(folder: Path, content: str) -> None:
+    with pytest.raises(ConfigError, match="the file is empty"):
+        read(write(folder, content))
+
+
+def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read(tmp_path / "recipe.yaml")
