@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from bothways.errors import ConfigError, DataError
 
-OnRowError = Literal["raise", "skip"]
+OnBadRow = Literal["raise", "skip"]
 Row = TypeVar("Row")
 
 WAY_OUT = "Fix the row, or pass --on-bad-row skip (skips are counted and listed)."
@@ -58,7 +58,7 @@ class RowError(Exception):
     """What is wrong with one row, without file and line: the reader adds those."""
 
 
-def read_texts(path: str | Path, on_bad_row: OnRowError = "raise") -> Rows[str]:
+def read_texts(path: str | Path, on_bad_row: OnBadRow = "raise") -> Rows[str]:
     """The texts of a `.txt` or `.jsonl` file. A JSON row is a string, or an object with "text".
 
     Raises DataError with file and line for an empty text, a wrong type, malformed JSON or bytes that are not UTF-8.
@@ -66,7 +66,7 @@ def read_texts(path: str | Path, on_bad_row: OnRowError = "raise") -> Rows[str]:
     return read_rows(path, lambda row: [row_text(row)], on_bad_row, suffixes=(".txt", ".jsonl"))
 
 
-def read_examples(path: str | Path, on_bad_row: OnRowError = "raise") -> Rows[Example]:
+def read_examples(path: str | Path, on_bad_row: OnBadRow = "raise") -> Rows[Example]:
     """The training rows of a `.jsonl` file of objects.
 
     Fields: "query" or "anchor"; "positive" or "pos", a text or a list of texts, each of which becomes an example of its
@@ -76,11 +76,16 @@ def read_examples(path: str | Path, on_bad_row: OnRowError = "raise") -> Rows[Ex
     return read_rows(path, _examples, on_bad_row)
 
 
-def read_documents(path: str | Path, on_bad_row: OnRowError = "raise") -> Rows[Document]:
+def read_documents(path: str | Path, on_bad_row: OnBadRow = "raise") -> Rows[Document]:
     """Texts with ids. "_id" or "id" names a JSON row, the line number one without; "title" is optional.
 
     Raises DataError with file and line, also for an id that an earlier row has.
     """
+    return read_rows(path, document_parser(), on_bad_row, suffixes=(".txt", ".jsonl"), numbered=True)
+
+
+def document_parser(*, may_be_empty: bool = False) -> Callable[[Any, int], list[Document]]:
+    """What `read_rows` needs for the documents of one file. Collections for evaluation may hold an empty document."""
     seen: set[str] = set()
 
     def parse(row: Any, line: int) -> list[Document]:
@@ -90,10 +95,10 @@ def read_documents(path: str | Path, on_bad_row: OnRowError = "raise") -> Rows[D
             raise RowError(f'the id "{name}" is taken by an earlier row.')
         seen.add(name)
         title = row.get("title") if isinstance(row, Mapping) else None
-        text = row_text(row, may_be_empty=bool(title))
+        text = row_text(row, may_be_empty=may_be_empty or bool(title))
         return [Document(name, f"{_checked(title, 'title')} {text}".strip() if title else text)]
 
-    return read_rows(path, parse, on_bad_row, suffixes=(".txt", ".jsonl"), numbered=True)
+    return parse
 
 
 def fingerprint(items: Iterable[str | Example | Document]) -> str:
@@ -108,14 +113,16 @@ def fingerprint(items: Iterable[str | Example | Document]) -> str:
 def read_rows(
     path: str | Path,
     parse: Callable[..., Iterable[Row]],
-    on_bad_row: OnRowError = "raise",
+    on_bad_row: OnBadRow = "raise",
     *,
     suffixes: tuple[str, ...] = (".jsonl",),
     numbered: bool = False,
+    way_out: str = WAY_OUT,
 ) -> Rows[Row]:
     """Everything that `parse` makes of the rows of a file, in order.
 
     `parse` gets the JSON value, or the line of a text, and with `numbered` also the line number; it raises RowError.
+    `way_out` ends the message about a bad row.
     Raises DataError for a missing file, a suffix that is not in `suffixes`, a file without a usable row, and, unless
     `on_bad_row` is "skip", for the first bad row.
     """
@@ -133,7 +140,7 @@ def read_rows(
             rows.extend(parse(row, line) if numbered else parse(row))
         except RowError as problem:
             if on_bad_row == "raise":
-                raise DataError(f"{path.name} line {line}: {problem} {WAY_OUT}") from None
+                raise DataError(f"{path.name} line {line}: {problem} {way_out}") from None
             rows.skipped.append(f"line {line}: {problem}")
     _report(path, rows)
     return rows

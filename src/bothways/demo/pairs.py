@@ -1,6 +1,6 @@
 """Docstrings -> what the demo learns from and what it is judged by, with nothing in common.
 
-Modules are split by the hash of their names: some for the test, some to choose the recipe on (dev), the rest to train on.
+Modules are split by the hash of their names: for the test, to choose the recipe on (dev), and the rest to train on.
 A pair is (first sentence, rest of the docstring), and the task is to find the rest by the first sentence.
 """
 
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bothways.data import Document, Example
-from bothways.demo.documentation import Docstring
+from bothways.demo.documentation import PACKAGES, Docstring
 from bothways.evaluation import Retrieval
 
 Half = Literal["train", "dev", "test"]
 
 TEST_SHARE, DEV_SHARE = 8, 5
 """Modules in a hundred."""
-MOST_EVALUATED = 1500
+MOST_EVALUATED = 1000
 """Pairs of the test, so that evaluation stays quick."""
 SUMMARY_WORDS = range(4, 33)
 """Words of a summary that asks for something in particular."""
-FEWEST_BODY_WORDS, MOST_BODY_WORDS = 8, 120
+FEWEST_BODY_WORDS, MOST_BODY_WORDS = 8, 80
 """Words of the rest; what is longer is cut, for every encoder and for tf-idf alike."""
 SHINGLE, SKETCH, SHARED = 4, 8, 4
 """Two texts are nearly the same if 4 of the 8 smallest hashes of their runs of four words are."""
@@ -50,6 +50,8 @@ class Documentation:
     pairs: list[Pair]
     dev: Retrieval
     test: Retrieval
+    library: list[Document]
+    """The standard library's, of every half, to ask questions of: what is found there is no measure of anything."""
 
     def examples(self) -> list[Example]:
         """The training pairs as the supervised stage takes them."""
@@ -65,16 +67,19 @@ def split(docstrings: Sequence[Docstring], topics: Sequence[str] = ()) -> Docume
     order: dict[Half, int] = {"test": 0, "dev": 1, "train": 2}
     ordered = sorted(docstrings, key=lambda docstring: order[half(docstring.module)])
     pairs: dict[Half, list[Pair]] = {"train": [], "dev": [], "test": []}
+    library = []
     for docstring in _distinct(ordered):
         body = " ".join(docstring.body.split()[:MOST_BODY_WORDS])
         pairs[half(docstring.module)].append(Pair(docstring.name, docstring.summary, body))
+        if docstring.module.split(".")[0] not in PACKAGES:
+            library.append(Document(docstring.name, f"{docstring.summary} {body}"))
     dev, test = _some(pairs["dev"]), _some(pairs["test"])
     held_out = [text for pair in (*dev, *test) for text in (pair.summary, pair.body)]
-    clean = _Clean(held_out)
+    clean = Clean(held_out)
     train = [pair for pair in pairs["train"] if clean(pair.summary) and clean(pair.body)]
     whole = (f"{d.summary} {d.body}" for d in ordered if half(d.module) == "train")
     texts = [text for text in dict.fromkeys((*whole, *topics)) if len(words(text)) >= OPENING and clean(text)]
-    return Documentation(texts, train, _task("dev", dev), _task("test", test))
+    return Documentation(texts, train, _task("dev", dev), _task("test", test), library)
 
 
 def half(module: str) -> Half:
@@ -89,7 +94,7 @@ def words(text: str) -> list[str]:
 
 
 def _distinct(docstrings: Iterable[Docstring]) -> Iterator[Docstring]:
-    """Docstrings that make a pair: long enough, no summary twice, no body near an earlier one or holding its summary."""
+    """Docstrings that make a pair: long enough, no summary twice, no body near another or with its summary in it."""
     summaries: set[str] = set()
     holders: defaultdict[int, list[int]] = defaultdict(list)
     for place, docstring in enumerate(docstrings):
@@ -123,11 +128,10 @@ def _some(pairs: list[Pair]) -> list[Pair]:
     return sorted(pairs, key=lambda pair: _hash(pair.name))[:MOST_EVALUATED]
 
 
-class _Clean:
-    """Tells whether a text holds no opening of an evaluated text."""
+class Clean:
+    """Tells whether a text is free of the evaluated ones: holds the first OPENING words (or all) of none of them."""
 
     def __init__(self, evaluated: Iterable[str]) -> None:
-        # Shortest first: a summary may have fewer words than OPENING, and is then looked for as a whole.
         self.openings: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
         for text in evaluated:
             opening = tuple(words(text)[:OPENING])

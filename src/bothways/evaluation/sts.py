@@ -12,7 +12,8 @@ from bothways.evaluation.vectors import Embeds, Floats, unit_rows
 def score_similarity(encoder: Embeds, task: Similarity) -> dict[str, float]:
     """`spearman`: the rank correlation, -1 to 1, of the cosines and the human scores. 0 where all cosines are equal."""
     found = cosines(encoder, task.first, task.second)
-    if np.ptp(found) == 0:
+    # Below the rounding of float32 there is no order to compare.
+    if np.ptp(found) < 1e-6:
         return {"spearman": 0.0}
     return {"spearman": float(spearmanr(found, task.scores).statistic)}
 

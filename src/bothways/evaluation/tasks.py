@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bothways.data import RowError, Document, field_text, read_documents, read_rows, row_field
+from bothways.data import Document, RowError, document_parser, field_text, read_rows, row_field
 from bothways.errors import DataError
 
 
@@ -34,6 +34,8 @@ class Retrieval:
 
 Task = Similarity | Retrieval
 
+WAY_OUT = "Fix the row: a task is measured whole or not at all."
+
 
 def read_task(path: str | Path) -> Task:
     """A folder in BEIR layout as a Retrieval, a `.jsonl` file (plain or `.gz`) of scored pairs as a Similarity.
@@ -51,7 +53,7 @@ def read_task(path: str | Path) -> Task:
 def read_similarity(path: str | Path) -> Similarity:
     """Rows with "s1" and "s2" (or sentence1/sentence2, text1/text2) and a number in "score". Raises DataError."""
     path = Path(path)
-    rows = read_rows(path, _pair)
+    rows = read_rows(path, _pair, way_out=WAY_OUT)
     first, second, scores = zip(*rows, strict=True)
     if len(set(scores)) < 2:
         raise DataError(f"{path.name}: every score is {scores[0]:g}. Give pairs that differ in how alike they are.")
@@ -66,14 +68,18 @@ def read_retrieval(folder: str | Path) -> Retrieval:
     Raises DataError for a missing file, a bad row, or an id that stands in no file.
     """
     folder = Path(folder)
-    documents = read_documents(_file(folder, "corpus.jsonl"))
-    queries = read_documents(_file(folder, "queries.jsonl"))
+    documents = _documents(_file(folder, "corpus.jsonl"), may_be_empty=True)
+    queries = _documents(_file(folder, "queries.jsonl"))
     qrels = _file(folder, "qrels.tsv", "qrels/test.tsv")
     relevance = _relevance(qrels, {query.id for query in queries}, {document.id for document in documents})
     judged = [query for query in queries if any(score > 0 for score in relevance.get(query.id, {}).values())]
     if not judged:
         raise DataError(f"{folder}: no query has a relevant document in {qrels.name}.")
-    return Retrieval(folder.resolve().name, judged, list(documents), relevance)
+    return Retrieval(folder.resolve().name, judged, documents, relevance)
+
+
+def _documents(path: Path, *, may_be_empty: bool = False) -> list[Document]:
+    return read_rows(path, document_parser(may_be_empty=may_be_empty), numbered=True, way_out=WAY_OUT)
 
 
 def _relevance(path: Path, queries: set[str], documents: set[str]) -> dict[str, dict[str, int]]:
@@ -97,7 +103,7 @@ def _relevance(path: Path, queries: set[str], documents: set[str]) -> dict[str, 
         relevance.setdefault(query, {})[document] = int(score)
         yield
 
-    read_rows(path, parse, suffixes=(".tsv",), numbered=True)
+    read_rows(path, parse, suffixes=(".tsv",), numbered=True, way_out=WAY_OUT)
     return relevance
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from bothways.errors import DataError
 Floats = NDArray[np.floating[Any]]
 
 
+@runtime_checkable
 class Embeds(Protocol):
     """Anything with these two methods can be measured; `Encoder` has them, and so has `SentenceTransformer`."""
 

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ DOCUMENTS_AT_ONCE = 4096
 """Documents encoded and written as one row group: what stays in memory beside the model."""
 
 
+@runtime_checkable
 class EncodesDocuments(Protocol):
     """What is asked of an encoder here; `Encoder` has it."""
 
@@ -39,8 +40,9 @@ def embed(
 ) -> Path:
     """Write the texts, ids and vectors of `documents` to `out`/vectors.parquet, and return that path.
 
-    A text without an id gets its place, from 0. The folder appears whole or not at all, and its Parquet metadata under
-    "bothways" has dim, count and the documents' fingerprint. Raises DataError if `out` holds something, or for no documents.
+    A text without an id gets its place, from 0. The folder appears whole or not at all. The metadata of the file has,
+    under "bothways", dim, count, versions and the documents' fingerprint.
+    Raises DataError if `out` holds something, or for no documents.
     """
     out = Path(out)
     refuse_taken(out)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from bothways.corpus.embed import FILE
+from bothways.corpus.parquet import FILE
 from bothways.errors import DataError
 
 
