@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways import artefact, loading, provenance
+from bothways import artefact, loading, provenance, stock
 from bothways import text as texts_room
 from bothways.artefact import Adapter
-from bothways.bidirectional.attention import make_bidirectional, plain_backend, prepare
+from bothways.bidirectional.attention import make_bidirectional, prepare
 from bothways.bidirectional.certificate import Certificate
 from bothways.bidirectional.probe import probe
 from bothways.errors import ConfigError, ConversionError, DataError
@@ -105,17 +105,17 @@ class Encoder(nn.Module):
 
     @classmethod
     def _from_stock_folder(cls, name: str, folder: Path, wish: loading.Wish) -> Encoder:
-        stock = artefact.read_stock_folder(folder)
-        config = loading.load_config(stock.transformer, trust_remote_code=wish.trust_remote_code)
-        kwargs = {**stock.model_kwargs, **(wish.model_kwargs or {})}
+        foreign = artefact.read_stock_folder(folder)
+        config = loading.load_config(foreign.transformer, trust_remote_code=wish.trust_remote_code)
+        kwargs = {**foreign.model_kwargs, **(wish.model_kwargs or {})}
         if wish.attn_implementation is not None:
             kwargs.pop("attn_implementation", None)
-        model = loading.load_trunk(stock.transformer, config, replace(wish, model_kwargs=kwargs))
+        model = loading.load_trunk(foreign.transformer, config, replace(wish, model_kwargs=kwargs))
         certificate = probe(model)
         direction: provenance.Direction = "causal" if certificate.direction == "causal" else "bidirectional"
-        tokenizer = loading.load_tokenizer(stock.transformer, trust_remote_code=wish.trust_remote_code)
+        tokenizer = loading.load_tokenizer(foreign.transformer, trust_remote_code=wish.trust_remote_code)
         texts_room.ensure_pad_token(tokenizer)
-        settings = replace(stock.settings, direction=direction)
+        settings = replace(foreign.settings, direction=direction)
         return cls(model, tokenizer, settings, Record(base=name, certificate=certificate))
 
     @property
@@ -270,46 +270,21 @@ class Encoder(nn.Module):
             self.model.save_pretrained(partial, state_dict=state)
             self.tokenizer.save_pretrained(partial)
             artefact.write_engine_keys(partial, self.settings)
-            attn_implementation, notes = self._stock_notes()
-            record = replace(self.record, head=facts, notes=notes)
-            artefact.write_stock_files(
-                partial, self.settings, record, dim=self.dim, attn_implementation=attn_implementation
-            )
+            backend, note = stock.needed_backend(self.model, self.settings, self.record.certificate)
+            pooling_note = stock.pooling_note(self.settings, self.tokenizer, self._cosine_of_stock_pooling())
+            record = replace(self.record, head=facts, notes=tuple(text for text in (note, pooling_note) if text))
+            artefact.write_stock_files(partial, self.settings, record, dim=self.dim, attn_implementation=backend)
             if self.adapter is not None:
                 self.adapter.write(partial / "adapter")
-
-    def _stock_notes(self) -> tuple[str | None, tuple[str, ...]]:
-        """The attention backend a stock loader must use, if not its default, and what it does differently, measured."""
-        notes, backend = [], None
-        certificate = self.record.certificate
-        if self.settings.direction == "bidirectional" and certificate is not None:
-            treatments = {module.name: module.treatment for module in certificate.modules if module.treatment}
-            backend = plain_backend(self.model, treatments)
-            if backend is None:
-                notes.append(
-                    "A plain loader opens these weights causal, because part of the conversion lives in code: load "
-                    "this folder with `bothways.Encoder.from_pretrained`."
-                )
-        if self.settings.pool_over == "text":
-            cosine = self._cosine_of_stock_pooling()
-            notes.append(
-                "sentence-transformers also pools the beginning-of-sequence token of a text without a prompt; the mean "
-                f"cosine of its vector to this encoder's is {cosine:.4f} on {len(SAMPLE_TEXTS)} sample texts. "
-                "With a stored prompt both are equal."
-                if self.settings.pooling != "weighted_mean"
-                else "sentence-transformers weights the tokens of a text by their place in the whole input, prompt and "
-                f"beginning-of-sequence token included; mean cosine without a prompt {cosine:.4f}."
-            )
-        return (backend if backend != "sdpa" else None), tuple(notes)
 
     def _cosine_of_stock_pooling(self) -> float:
         with torch.no_grad():
             features = self.collate(self.tokenise(SAMPLE_TEXTS))
             hidden = self.hidden_states(features)
-            own, stock = (
+            own, plain = (
                 pool(hidden, keep, self.settings.pooling) for keep in (features.pool_mask, features.attention_mask)
             )
-            return float(F.cosine_similarity(own, stock).mean())
+            return float(F.cosine_similarity(own, plain).mean())
 
     def to_sentence_transformer(self) -> Any:
         """The same encoder as a `sentence_transformers.SentenceTransformer`, opened from a stock folder.

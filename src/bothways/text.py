@@ -221,19 +221,20 @@ def ignore_trailing_space(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
     from tokenizers.normalizers import Strip
 
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or all(_counts_exactly(tokenizer, prompt) for prompt in prompts):
+    if backend is None or all(counts_exactly(tokenizer, prompt) for prompt in prompts):
         return False
     strip = Strip(left=False, right=True)
     before = backend.normalizer
     backend.normalizer = strip if before is None else Steps([strip, before])
-    if all(_counts_exactly(tokenizer, prompt) for prompt in prompts):
+    if all(counts_exactly(tokenizer, prompt) for prompt in prompts):
         return True
     if before is not None:
         backend.normalizer = before
     return False
 
 
-def _counts_exactly(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
+def counts_exactly(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
+    """Whether a prompt alone has as many tokens as it has in front of a text."""
     alone = tokenizer.backend_tokenizer.encode(prompt)
     ids = alone.ids[:-1] if alone.ids and alone.ids[-1] in tokenizer.all_special_ids else alone.ids
     joined = tokenizer.backend_tokenizer.encode(prompt + "text")

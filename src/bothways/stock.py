@@ -1,0 +1,48 @@
+"""What plain sentence-transformers makes of an encoder's folder: the backend it needs, and where it differs."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from bothways.bidirectional.attention import plain_backend
+from bothways.bidirectional.certificate import Certificate
+from bothways.provenance import EncoderSettings
+from bothways.text import counts_exactly
+
+DEFAULT_BACKEND = "sdpa"
+CAUSAL = (
+    "A plain loader opens these weights causal, because part of the conversion lives in code: load this folder with "
+    "`bothways.Encoder.from_pretrained`."
+)
+
+
+def needed_backend(
+    model: PreTrainedModel, settings: EncoderSettings, certificate: Certificate | None
+) -> tuple[str | None, str | None]:
+    """The backend that a stock loader must be told (None: its default will do), and a note if none will do."""
+    if settings.direction == "causal" or certificate is None:
+        return None, None
+    backend = plain_backend(model, {module.name: module.treatment for module in certificate.modules})
+    return (None if backend == DEFAULT_BACKEND else backend), (CAUSAL if backend is None else None)
+
+
+def pooling_note(settings: EncoderSettings, tokenizer: PreTrainedTokenizerBase, cosine: float) -> str | None:
+    """Where stock pooling differs over the text's own tokens; `cosine` is the mean one of texts without a prompt."""
+    if settings.pool_over == "all":
+        return None
+    if settings.pooling == "weighted_mean":
+        return (
+            "sentence-transformers weights the tokens of a text by their place in the whole input, prompt and "
+            f"beginning-of-sequence token included; the mean cosine of its vectors to this encoder's is {cosine:.4f} "
+            "without a prompt."
+        )
+    inexact = [name for name, prompt in settings.prompts.items() if not counts_exactly(tokenizer, prompt)]
+    with_prompt = (
+        f'With the stored prompt "{inexact[0]}" it pools another number of tokens too.'
+        if inexact
+        else "With a stored prompt both are equal."
+    )
+    return (
+        "sentence-transformers also pools the beginning-of-sequence token of a text without a prompt; the mean cosine "
+        f"of its vectors to this encoder's is then {cosine:.4f}. {with_prompt}"
+    )
