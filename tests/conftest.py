@@ -23,7 +23,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-torch.set_num_threads(2)
+# The models are tiny: a second thread would cost more than it gives, and on a busy machine much more.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
