@@ -1,4 +1,4 @@
-"""Batches: every item once an epoch, the same at every call, cut to the memory and never mixing what belongs together."""
+"""Batches: every item once an epoch, the same at every call, cut to the memory, never mixing what belongs together."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def load(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
     written = state["identity"]
-    for name in sorted({*written, *identity}):
+    for name in dict.fromkeys([*identity, *written]):
         then, now = written.get(name), identity.get(name)
         if then != now:
             raise TrainingError(
@@ -64,7 +64,7 @@ def load(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
 def identity(settings: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
     """What must not change between a run and its continuation, as plain values."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(settings)))
-    return {**plain, **facts}
+    return {**facts, **plain}
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -63,7 +63,7 @@ class Task(Protocol):
     """What the record says of the stage besides settings and scores: data, mask token, ..."""
 
     def start(self) -> str:
-        """What to say before the first step. Raises TrainingError if there is no sense in starting."""
+        """What to say before the first step, also of a resumed run. Raises TrainingError if nothing can be learnt."""
 
     def parts(self, batch: Batch, place: Place) -> Iterator[Part]:
         """The parts of the batch that are this process's; the gradient of each is taken before the next is made."""
@@ -97,30 +97,35 @@ def train(
 
     Raises TrainingError for a loss or gradient that is not finite, and for a checkpoint of another run.
     """
-    encoder = task.encoder
-    accelerator = Accelerator(cpu=encoder.device.type == "cpu", device_placement=False)
-    if accelerator.num_processes > 1:
-        encoder.to(accelerator.device)
-    precision = hardware.choose_dtype(settings.precision, encoder.device)
-    resolved = {**asdict(settings), "precision": str(precision.value).removeprefix("torch.")}
-    identity = checkpoint.identity(
-        {name: value for name, value in resolved.items() if name not in NOT_IDENTITY},
-        stage=task.name,
-        weights=checkpoint.fingerprint(encoder),
-        **{f"data {name}": value for name, value in task.facts["data"].items()},
-    )
-    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    wanted = show_progress and accelerator.is_main_process
-    with borrowed_generators(), progress(task.name, settings.steps, wanted=wanted) as show:
+    with borrowed_generators():
         seed_everything(settings.seed)
-        with tuned(encoder, settings, precision.value) as weights:
+        accelerator = Accelerator(device_placement=False)
+        encoder = task.encoder.to(accelerator.device) if accelerator.num_processes > 1 else task.encoder
+        precision = hardware.choose_dtype(settings.precision, encoder.device)
+        resolved = {**asdict(settings), "precision": str(precision.value).removeprefix("torch.")}
+        identity = _identity(task, resolved)
+        folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+        wanted = show_progress and accelerator.is_main_process
+        shown = progress(task.name, settings.steps, wanted=wanted)
+        with shown as show, tuned(encoder, settings, precision.value) as weights:
             count = sum(master.numel() for master in weights.masters.values())
             show.say(f"{task.items:,} items, {count:,} weights to train, {precision.value} ({precision.why})")
+            if message := task.start():
+                show.say(message)
             run = _Run(task, settings, accelerator, weights, show, folder, identity)
             run.resume(resume)
             run.go()
-    _finish(encoder, task, resolved, run.state)
+        _finish(encoder, task, resolved, run.state)
     return encoder
+
+
+def _identity(task: Task, resolved: dict[str, Any]) -> dict[str, Any]:
+    return checkpoint.identity(
+        {name: value for name, value in resolved.items() if name not in NOT_IDENTITY},
+        stage=task.name,
+        weights=checkpoint.fingerprint(task.encoder),
+        **{f"data {name}": value for name, value in task.facts["data"].items()},
+    )
 
 
 def _finish(encoder: Encoder, task: Task, resolved: dict[str, Any], state: State) -> None:
@@ -178,9 +183,6 @@ class _Run:
         """All steps that are left."""
         state, settings = self.state, self.settings
         begun = time.monotonic() - state.seconds
-        message = self.task.start()
-        if message:
-            self.show.say(message)
         with _interruptible() as interrupted:
             self._measure()
             while state.step < settings.steps:
