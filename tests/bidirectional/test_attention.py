@@ -97,14 +97,15 @@ def test_right_padding_and_its_content_change_nothing(name: str, backend: str) -
         refilled = model(input_ids=torch.where(mask.bool(), ids, texts(3, 11, seed=2)), attention_mask=mask)[0]
         for row, length in enumerate((5, 11, 8)):
             alone = model(input_ids=ids[row : row + 1, :length])[0][0]
-            assert (padded[row, :length] - alone).abs().max() < 1e-5 * alone.abs().max().clamp(min=1)
-            assert torch.equal(padded[row, :length], refilled[row, :length]) or name in {"mixtral", "qwen3_moe"}
+            slack = 1e-5 * alone.abs().max().clamp(min=1)
+            assert (padded[row, :length] - alone).abs().max() < slack
+            assert (padded[row, :length] - refilled[row, :length]).abs().max() < slack
 
 
 @pytest.mark.parametrize(("name", "backend"), TAKES_4D)
 def test_a_ready_4d_mask_is_honoured(name: str, backend: str) -> None:
     """A converted model under a causal mask is the decoder it came from."""
-    tokens = WINDOW - 1 if TINY[name].windowed else 7
+    tokens = WINDOW - 1 if TINY[name].windowed else 5
     ids = texts(2, tokens)
     future = torch.full((tokens, tokens), torch.finfo(torch.float32).min).triu(1).expand(2, 1, -1, -1)
     model = tiny(name, backend)
@@ -272,10 +273,12 @@ def test_a_model_with_its_head_converts_and_no_longer_generates() -> None:
         assert torch.equal(one(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
+# peft 0.21 asks transformers by a name that 5.23 has deprecated.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora_on_a_converted_model_keeps_the_conversion() -> None:
     model = tiny("llama")
     make_bidirectional(model)
     wrapped = get_peft_model(model, LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"]))
-    certificate = probe(wrapped)
+    certificate = probe(wrapped.base_model.model)
     assert certificate.direction == "bidirectional"
     assert {module.kind for module in certificate.modules} == {"LlamaAttention"}

@@ -29,7 +29,7 @@ NOISE_MARGIN = 8.0
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded token ids, the same with other ids where `touched`, the attention mask and `touched` itself."""
+    """Right-padded token ids, the same with other ids where `touched`, and the attention mask; `touched` on the CPU."""
 
     ids: Tensor
     other_ids: Tensor
@@ -54,8 +54,10 @@ def make_batch(model: PreTrainedModel, padding: int) -> Batch:
     touched[len(POSITIONS), TOKENS:] = True
     mask = (torch.arange(TOKENS + PADDING) < TOKENS).long().expand(ROWS, -1)
     length = TOKENS + padding
-    parts = (ids, torch.where(touched, other, ids), mask, touched)
-    return Batch(*(part[:, :length].to(embeddings.device) for part in parts))
+    ids, other, mask = (
+        part[:, :length].to(embeddings.device) for part in (ids, torch.where(touched, other, ids), mask)
+    )
+    return Batch(ids, other, mask, touched[:, :length])
 
 
 def _special_ids(config: PreTrainedConfig) -> set[int]:
@@ -93,8 +95,11 @@ def felt_by(
     felt = torch.zeros_like(batch.touched[:, :TOKENS])
     for draw in range(DRAWS):
         perturbed = _Perturbed(batch, torch.Generator().manual_seed(draw))
-        changed = by_token(module.forward(*perturbed(args), **perturbed(kwargs)), batch)
-        if perturbed.count == 0 or changed is None:
+        other_args, other_kwargs = perturbed(args), perturbed(kwargs)
+        if perturbed.count == 0:
+            return None
+        changed = by_token(module.forward(*other_args, **other_kwargs), batch)
+        if changed is None:
             return None
         felt |= moved(clean, changed, batch)
         if not felt.any() or reach(felt).direction == "bidirectional":
@@ -124,14 +129,15 @@ class _Perturbed:
         size = item.float().square().mean().sqrt().clamp(min=1e-3)
         noise = torch.randn(item.shape, generator=self.generator).to(item.device)
         shape = [length if place in (0, axis) else 1 for place, length in enumerate(item.shape)]
-        return torch.where(self.batch.touched.view(shape), item + (STRENGTH * size * noise).to(item.dtype), item)
+        touched = self.batch.touched.view(shape).to(item.device)
+        return torch.where(touched, item + (STRENGTH * size * noise).to(item.dtype), item)
 
 
 def moved(clean: Tensor, changed: Tensor, batch: Batch) -> Tensor:
     """Which real, untouched positions differ by more than chance, as the untouched row shows it; (rows, TOKENS)."""
     change = relative_change(clean, changed)
     floor = torch.finfo(clean.dtype).eps / 16
-    return (change > torch.clamp(NOISE_MARGIN * change[-1].max(), min=floor)) & ~batch.touched[:, :TOKENS]
+    return (change > torch.clamp(NOISE_MARGIN * change[-1].max(), min=floor)).cpu() & ~batch.touched[:, :TOKENS]
 
 
 def relative_change(clean: Tensor, changed: Tensor) -> Tensor:
