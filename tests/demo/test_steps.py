@@ -34,6 +34,8 @@ def recipe(tiny_llama_folder: Path) -> Recipe:
     )
 
 
+# The tiny tokenizer makes many tokens of a question.
+@pytest.mark.filterwarnings("ignore:.*were cut")
 def test_the_demo_leaves_an_encoder_a_corpus_and_its_figures(
     tmp_path: Path, recipe: Recipe, library: Sequence[Docstring], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from bothways.data import Document, Example
@@ -23,14 +24,16 @@ TEST_SHARE, DEV_SHARE = 8, 5
 """Modules in a hundred."""
 MOST_EVALUATED = 1000
 """Pairs of the test, so that evaluation stays quick."""
+MOST_TEXTS = 6000
+"""Unlabelled texts: several times what the demo's two unsupervised stages have time for."""
 SUMMARY_WORDS = range(4, 33)
 """Words of a summary that asks for something in particular."""
 FEWEST_BODY_WORDS, MOST_BODY_WORDS = 8, 80
 """Words of the rest; what is longer is cut, for every encoder and for tf-idf alike."""
 SHINGLE, SKETCH, SHARED = 4, 8, 4
 """Two texts are nearly the same if 4 of the 8 smallest hashes of their runs of four words are."""
-OPENING = 12
-"""Words at the start of an evaluated text that no training text may hold."""
+RUN, FIRST = 12, SUMMARY_WORDS.start
+"""An evaluated text is cut into runs of 12 words; no training text may hold one. They are looked up by 4 words."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,9 @@ def split(docstrings: Sequence[Docstring], topics: Sequence[str] = ()) -> Docume
     clean = Clean(held_out)
     train = [pair for pair in pairs["train"] if clean(pair.summary) and clean(pair.body)]
     whole = (f"{d.summary} {d.body}" for d in ordered if half(d.module) == "train")
-    texts = [text for text in dict.fromkeys((*whole, *topics)) if len(words(text)) >= OPENING and clean(text)]
-    return Documentation(texts, train, _task("dev", dev), _task("test", test), library)
+    shuffled = sorted(dict.fromkeys((*whole, *topics)), key=_hash)
+    texts = islice((text for text in shuffled if len(words(text)) >= RUN and clean(text)), MOST_TEXTS)
+    return Documentation(list(texts), train, _task("dev", dev), _task("test", test), library)
 
 
 def half(module: str) -> Half:
@@ -129,20 +133,21 @@ def _some(pairs: list[Pair]) -> list[Pair]:
 
 
 class Clean:
-    """Tells whether a text is free of the evaluated ones: holds the first OPENING words (or all) of none of them."""
+    """Tells whether a text holds no run of an evaluated one, and no evaluated text that is shorter than a run."""
 
     def __init__(self, evaluated: Iterable[str]) -> None:
-        self.openings: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
+        self.runs: defaultdict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
         for text in evaluated:
-            opening = tuple(words(text)[:OPENING])
-            self.openings[opening[: SUMMARY_WORDS.start]].add(opening)
+            found = tuple(words(text))
+            for start in range(0, max(1, len(found) - RUN + 1), RUN):
+                run = found[start : start + RUN]
+                self.runs[run[:FIRST]].add(run)
 
     def __call__(self, text: str) -> bool:
-        found = words(text)
-        first = SUMMARY_WORDS.start
-        for start in range(len(found) - first + 1):
-            for opening in self.openings.get(tuple(found[start : start + first]), ()):
-                if tuple(found[start : start + len(opening)]) == opening:
+        found = tuple(words(text))
+        for start in range(len(found) - FIRST + 1):
+            for run in self.runs.get(found[start : start + FIRST], ()):
+                if found[start : start + len(run)] == run:
                     return False
         return True
 
