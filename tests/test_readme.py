@@ -46,7 +46,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama_folder: Pat
 def test_the_python_runs(desk: Path) -> None:
     scope: dict[str, object] = {}
     for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), scope)
+        exec(compile(block, "<python in README.md>", "exec"), scope)
     assert (desk / "my-encoder" / "modules.json").exists()
 
 
@@ -54,7 +54,7 @@ def test_the_python_of_downstream_runs_and_learns(desk: Path, capsys: pytest.Cap
     scope: dict[str, object] = {}
     found = blocks("python", (ROOT / "docs" / "downstream.md").read_text(encoding="utf-8"))
     for block in found:
-        exec(compile(block, "docs/downstream.md", "exec"), scope)
+        exec(compile(block, "<python in downstream.md>", "exec"), scope)
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line.startswith("loss ")]
     assert len(found) == 3
     assert len(losses) == 2
