@@ -54,12 +54,14 @@ WARM_UP, COOL_DOWN = 0.02, 0.4
 
 
 def read_sources(folder: Path) -> tuple[list[str], list[str]]:
-    """The paragraphs for training and those held out. Raises SystemExit naming the first file that is not the listed one."""
+    """The paragraphs for training and those held out. Raises SystemExit naming the first file that is not as listed."""
     train, held_out = [], []
     for source in SOURCES["files"]:
         path = folder / source["file"]
         if not path.exists():
-            raise SystemExit(f"{path} is missing: it is {source['path']} of {source['repository']} at {source['commit']}.")
+            raise SystemExit(
+                f"{path} is missing: it is {source['path']} of {source['repository']} at {source['commit']}."
+            )
         raw = gzip.decompress(path.read_bytes())
         found = hashlib.sha256(raw).hexdigest()
         if found != source["sha256"]:
@@ -253,7 +255,11 @@ def main() -> None:
         **run,
         "held_out_bits_per_byte": {name: round(value, 4) for name, value in bits.items()},
         "device": arguments.device,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
     }
     (arguments.out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))

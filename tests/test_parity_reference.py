@@ -25,7 +25,7 @@ MODES = {
 SEAM = {0, 10}
 """Pairs whose text has another number of tokens alone than behind an instruction; the reference pools that many."""
 CUT_WITH_INSTRUCTION = 6
-"""The pair whose text is cut at 64 tokens together with its instruction; the reference then pools part of the latter."""
+"""The pair whose text is cut at 64 tokens together with its instruction; the reference pools part of the latter."""
 
 
 @pytest.fixture(scope="module", params=SHAPES)
