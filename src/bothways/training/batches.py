@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+PADDING_SHARE = 1 / 64
+"""Padding in one forward pass, as a share of its largest size, above which two passes are faster than one."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -59,13 +62,17 @@ def split_held_out(keys: Sequence[Hashable], most: int, seed: int) -> tuple[list
 def buckets(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
     """Positions grouped by length, longest first, so that rows x longest row stays within `tokens_per_batch`.
 
-    A single row longer than that is a group of its own.
+    A group also ends where one more row would raise its padding above a sixty-fourth of that: another forward pass is
+    then cheaper than the padding. A single row that is too long for the budget is a group of its own.
     """
     groups: list[list[int]] = []
+    longest = padding = 0
     for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[groups[-1][0]] if groups else 0
-        if not groups or (len(groups[-1]) + 1) * longest > tokens_per_batch:
+        padding += longest - lengths[position]
+        full = not groups or (len(groups[-1]) + 1) * longest > tokens_per_batch
+        if full or padding > tokens_per_batch * PADDING_SHARE:
             groups.append([])
+            longest, padding = lengths[position], 0
         groups[-1].append(position)
     return groups
 
