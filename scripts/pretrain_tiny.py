@@ -159,7 +159,7 @@ def train(arguments: argparse.Namespace, ids: Tensor, held_out: Tensor) -> tuple
     twin = LlamaForCausalLM(LlamaConfig(**SHAPE)).to(arguments.device, torch.bfloat16)
     twin.train()
     optimisers = make_optimisers(master, arguments.lr)
-    steps = round(arguments.tokens / (WINDOW * WINDOWS_PER_STEP))
+    steps = math.ceil(arguments.tokens / (WINDOW * WINDOWS_PER_STEP))
     done, spent, checkpoint = 0, 0.0, arguments.out / "checkpoint.pt"
     if arguments.resume and checkpoint.exists():
         state = torch.load(checkpoint, map_location=arguments.device, weights_only=True)
@@ -227,7 +227,6 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    losses.ROWS_PER_CHUNK = 128 if arguments.device == "cpu" else 4096
     train_texts, held_out_texts = read_sources(arguments.data)
     tokenizer = train_tokenizer(train_texts)
     ids, held_out = tokenise(tokenizer, train_texts), tokenise(tokenizer, held_out_texts)
