@@ -15,6 +15,9 @@ from bothways.errors import ConfigError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
+EAGER_TOKENS = 512
+"""Longest row for which eager attention is chosen."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -29,6 +32,14 @@ class Precision:
     """The number format, and why."""
 
     value: torch.dtype
+    why: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The attention implementation, as transformers names it, and why."""
+
+    value: str
     why: str
 
 
@@ -65,6 +76,17 @@ def choose_dtype(wish: str | torch.dtype, device: torch.device) -> Precision:
             return Precision(torch.bfloat16, f"the CPU has {found[0]}")
         return Precision(torch.float32, "the CPU has no bfloat16 instructions")
     return Precision(torch.float32, f"float32 is what is tested on {device.type}")
+
+
+def choose_training_attention(own: str, device: torch.device, longest: int) -> Kernel:
+    """The attention to train with where a model was loaded with `own` and its longest row has `longest` tokens.
+
+    On CPU the backward pass of sdpa takes a quarter of a step; eager attention makes the step 1.2 to 1.3 times faster,
+    as long as its tokens x tokens matrices stay small.
+    """
+    if own == "sdpa" and device.type == "cpu" and longest <= EAGER_TOKENS:
+        return Kernel("eager", f"faster backward pass on CPU for rows of at most {EAGER_TOKENS} tokens")
+    return Kernel(own, "as the model was loaded")
 
 
 @cache

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bothways.encoder import Encoder
-from bothways.errors import ConfigError, TrainingError
+from bothways.errors import ConfigError, DataError, TrainingError
 from bothways.head import Head
 from bothways.text import Features, TextIds, check_texts
 from bothways.training.batches import Batch, buckets
@@ -99,7 +99,10 @@ class _Task:
         _check_length(encoder, settings)
         data = data_facts("mntp", texts, held_out)
         self.rows, self.held_out = self._rows(texts), self._rows(held_out)
+        if not self.rows:
+            raise DataError("mntp: no text has a token to predict besides its first one. Give longer texts.")
         self.items = len(self.rows)
+        self.longest = max(len(row) for row in [*self.rows, *self.held_out])
         self.mask = choose_mask_token(encoder.tokenizer, settings.mask_token)
         self.masking = Masking(
             rate=settings.mask_rate,

@@ -63,6 +63,7 @@ class _Task:
         self.rows = tokenise(encoder, texts, max_length=settings.max_length)
         self.held_out_rows = tokenise(encoder, held_out, max_length=settings.max_length)
         self.items = len(self.rows)
+        self.longest = max(len(row) for row in [*self.rows, *self.held_out_rows])
 
     def start(self) -> str:
         """The cosine of the two views of the first texts. Raises TrainingError if they are the same."""

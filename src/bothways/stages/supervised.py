@@ -61,6 +61,7 @@ class _Task:
         self.facts: Mapping[str, Any] = {"data": data_facts("supervised", examples, held_out)}
         self.train, self.held_out = _Rows(encoder, examples, settings), _Rows(encoder, held_out, settings)
         self.items = len(examples)
+        self.longest = max(self.train.longest, self.held_out.longest)
 
     def start(self) -> str:
         """What dropout there is."""
@@ -93,6 +94,11 @@ class _Rows:
         documents = check_texts(documents, "supervised")
         flat = iter(tokenise(encoder, documents, instructions, max_length=limit))
         self.documents: list[list[TextIds]] = [[next(flat) for _ in range(1 + len(e.negatives))] for e in examples]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest of them."""
+        return max((len(row) for rows in (self.queries, *self.documents) for row in rows), default=0)
 
     def pairs(self, items: Sequence[int], epoch: int) -> Pairs:
         """Queries, positives, then the hard negatives that this epoch uses."""

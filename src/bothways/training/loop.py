@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -23,6 +19,8 @@ from bothways.encoder import Encoder
 from bothways.errors import TrainingError
 from bothways.training import checkpoint
 from bothways.training.batches import Batch, Order
+from bothways.training.interrupt import first_ctrl_c
+from bothways.training.kernel import training_attention
 from bothways.training.precision import WorkingWeights
 from bothways.training.progress import Show, progress
 from bothways.training.randomness import borrowed_generators, seed_everything
@@ -59,6 +57,8 @@ class Task(Protocol):
     encoder: Encoder
     items: int
     """Items to train on."""
+    longest: int
+    """Tokens of the longest row."""
     facts: Mapping[str, Any]
     """What the record says of the stage besides settings and scores: data, mask token, ..."""
 
@@ -103,28 +103,33 @@ def train(
         encoder = task.encoder.to(accelerator.device) if accelerator.num_processes > 1 else task.encoder
         precision = hardware.choose_dtype(settings.precision, encoder.device)
         resolved = {**asdict(settings), "precision": str(precision.value).removeprefix("torch.")}
-        identity = _identity(task, resolved)
         folder = None if checkpoint_dir is None else Path(checkpoint_dir)
         wanted = show_progress and accelerator.is_main_process
-        shown = progress(task.name, settings.steps, wanted=wanted)
-        with shown as show, tuned(encoder, settings, precision.value) as weights:
+        weights_before = checkpoint.fingerprint(encoder)
+        with (
+            progress(task.name, settings.steps, wanted=wanted) as show,
+            training_attention(encoder, task.longest) as attention,
+            tuned(encoder, settings, precision.value) as weights,
+        ):
             count = sum(master.numel() for master in weights.masters.values())
             show.say(f"{task.items:,} items, {count:,} weights to train, {precision.value} ({precision.why})")
+            show.say(f"{attention.value} attention ({attention.why})")
+            identity = _identity(task, resolved, attention=attention.value, weights=weights_before)
             if message := task.start():
                 show.say(message)
             run = _Run(task, settings, accelerator, weights, show, folder, identity)
             run.resume(resume)
             run.go()
-        _finish(encoder, task, resolved, run.state)
+        _finish(encoder, task, {**resolved, "attn_implementation": attention.value}, run.state)
     return encoder
 
 
-def _identity(task: Task, resolved: dict[str, Any]) -> dict[str, Any]:
+def _identity(task: Task, resolved: dict[str, Any], **facts: str) -> dict[str, Any]:
     return checkpoint.identity(
         {name: value for name, value in resolved.items() if name not in NOT_IDENTITY},
         stage=task.name,
-        weights=checkpoint.fingerprint(task.encoder),
         **{f"data {name}": value for name, value in task.facts["data"].items()},
+        **facts,
     )
 
 
@@ -183,7 +188,7 @@ class _Run:
         """All steps that are left."""
         state, settings = self.state, self.settings
         begun = time.monotonic() - state.seconds
-        with _interruptible() as interrupted:
+        with first_ctrl_c() as interrupted:
             self._measure()
             while state.step < settings.steps:
                 since = time.monotonic()
@@ -270,23 +275,3 @@ def _optimiser(weights: WorkingWeights, settings: Training) -> torch.optim.AdamW
         {"params": [master for master in masters if master.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.learning_rate, fused=True)
-
-
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, so that the step ends whole; the second one raises at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def once(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, once)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
