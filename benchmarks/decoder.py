@@ -1,4 +1,4 @@
-"""The embedded decoder: held-out bits per byte, and what its causal states are worth as vectors (STS-B dev)."""
+"""The embedded decoder: held-out bits per byte, and what its untrained states are worth as vectors (STS-B dev)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(options: argparse.Namespace) -> Findings:
-    """Bits per byte as recorded when it was pre-trained; Spearman of mean-pooled causal states, measured now."""
+    """Bits per byte as recorded when it was pre-trained; Spearman of mean-pooled states, measured now."""
     from bothways.loading import EMBEDDED
 
     record = json.loads((EMBEDDED / "pretraining.json").read_text(encoding="utf-8"))
@@ -47,9 +47,10 @@ def _similarity(path: Path, peers: list[Path]) -> Iterator[Mapping[str, Any]]:
 
     task = read_similarity(path)
     yield {"decoder": FLOOR, "seed": None, **score(TfIdf.of(task), task)}
-    embedded = convert("embedded", direction="causal")
-    yield {"decoder": "embedded, causal", "seed": None, **score(embedded, task)}
     for seed in range(SEEDS):
-        yield {"decoder": "random weights", "seed": seed, **score(random_weights(embedded, seed), task)}
-    for peer in peers:
-        yield {"decoder": f"{peer.name}, causal", "seed": None, **score(convert(peer, direction="causal"), task)}
+        fresh = random_weights(convert("embedded", direction="causal"), seed)
+        yield {"decoder": "random weights, causal", "seed": seed, **score(fresh, task)}
+    for name in ("embedded", *peers):
+        for direction in ("causal", "bidirectional"):
+            encoder = convert(name, direction=direction)
+            yield {"decoder": f"{Path(name).name}, {direction}", "seed": None, **score(encoder, task)}

@@ -25,8 +25,9 @@ def blocks(language: str, page: str = README) -> list[str]:
 
 
 def commands() -> list[str]:
-    lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
-    return list(dict.fromkeys(line for line in lines if not line.startswith(ELSEWHERE)))
+    lines = (line for block in blocks("console") for line in block.splitlines())
+    given = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    return list(dict.fromkeys(line for line in given if not line.startswith(ELSEWHERE)))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
@@ -42,7 +43,7 @@ def show(folder: Positional[Path], certificate: bool = False, json: bool = False
     if scores:
         out.print(table("Scores", scores))
     if record.certificate is not None:
-        out.print(f"[bold]Certificate[/]: {record.certificate.summary()}")
+        out.print(f"[bold]Certificate[/]: {escape(record.certificate.summary())}", soft_wrap=True)
         if certificate:
             out.print(table("Who sees whom", record.certificate.rows()))
 
@@ -67,12 +68,12 @@ def _encoder_in(folder: Path) -> Path:
 def _show_encoder(out: Console, folder: Path, settings: EncoderSettings, record: Record) -> None:
     pooled = "all tokens" if settings.pool_over == "all" else "the text's own tokens"
     length = "unit length" if settings.normalize else "not normalised"
-    out.print(f"[bold]{folder}[/]: a {settings.direction} encoder made from {record.base}")
+    out.print(f"[bold]{escape(str(folder))}[/]: a {settings.direction} encoder made from {escape(record.base)}")
     out.print(f"{settings.pooling} over {pooled}, {length}, at most {settings.max_length} tokens")
     for name, prompt in settings.prompts.items():
-        out.print(f"prompt {name}: {prompt!r}")
+        out.print(escape(f"prompt {name}: {prompt!r}"))
     for note in record.notes:
-        out.print(f"note: {note}")
+        out.print(escape(f"note: {note}"), soft_wrap=True)
 
 
 def _stage_row(number: int, stage: Mapping[str, Any]) -> Row:
@@ -109,7 +110,7 @@ def _cell(settings: Mapping[str, Any], name: str) -> str:
     if name not in settings:
         return ""
     value = settings[name]
-    return value if isinstance(value, str) else json_module.dumps(value, ensure_ascii=False)
+    return escape(value if isinstance(value, str) else json_module.dumps(value, ensure_ascii=False))
 
 
 def _score_rows(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Cell]]:
