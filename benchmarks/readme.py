@@ -68,7 +68,7 @@ def decoder() -> str:
     if found is None:
         return "Not measured yet.\n"
     bits, spearman = (found["observed"][name] for name in ("held_out_bits_per_byte", "spearman, mean over seeds"))
-    rows = [{"held-out text": name, "bits per byte": value} for name, value in bits.items()]
+    rows = [{"held-out text": name, "bits per byte": f"{value:.3f}"} for name, value in bits.items()]
     similarity = [{"STS-B dev, mean pool, no training": name, "Spearman": value} for name, value in spearman.items()]
     return f"{markdown(rows)}\n{markdown(similarity)}\n{_machine(found)}\n"
 
@@ -100,7 +100,7 @@ def _results(name: str) -> dict[str, Any] | None:
 def _machine(found: dict[str, Any]) -> str:
     machine, versions = found["hardware"], found["versions"]
     return (
-        f"Measured on {machine['processor']}, {machine['threads']} threads, {machine.get('memory_gib', '?')} GiB, "
+        f"Measured on {machine['processor']}, {machine['threads']} of {machine['cores']} cores, {machine.get('memory_gib', '?')} GiB, "
         f"Python {versions['python']}, torch {versions['torch']}, transformers {versions['transformers']}, "
         f"by `{found['command']}`."
     )
