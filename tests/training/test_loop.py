@@ -44,7 +44,7 @@ def same(one: Encoder, other: Encoder) -> bool:
 def run(stage: str, folder: Path, texts: list[str], changes: dict | None = None, **options: object) -> Encoder:
     verb, settings = STAGES[stage]
     encoder = convert(folder, dtype="float32", device="cpu")
-    settings = replace(settings, **SMALL, **(changes or {}))
+    settings = replace(settings, **{**SMALL, **(changes or {})})
     return verb(encoder, items(stage, texts), settings, show_progress=False, **options)
 
 
@@ -145,12 +145,14 @@ def test_ctrl_c_writes_a_checkpoint_and_goes_on_to_the_caller(
     monkeypatch.setattr(loop._Run, "_step", interrupted)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        run("mntp", tiny_llama_folder, real_texts, checkpoint_dir=tmp_path)
+        run("mntp", tiny_llama_folder, real_texts, {"held_out_items": 0}, checkpoint_dir=tmp_path)
     assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000001.pt"]
     assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.setattr(loop._Run, "_step", real_step)
-    resumed = run("mntp", tiny_llama_folder, real_texts, checkpoint_dir=tmp_path, resume=True)
-    assert same(resumed, run("mntp", tiny_llama_folder, real_texts))
+    alone = {"held_out_items": 0}
+    resumed = run("mntp", tiny_llama_folder, real_texts, alone, checkpoint_dir=tmp_path, resume=True)
+    assert same(resumed, run("mntp", tiny_llama_folder, real_texts, alone))
+    assert resumed.record.stages[-1]["held_out"] == {}
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage(

@@ -202,6 +202,8 @@ class _Run:
                 if interrupted.is_set() or (settings.save_every and state.step % settings.save_every == 0 and not last):
                     self._save()
                 if interrupted.is_set():
+                    kept = "no checkpoint is kept" if self.folder is None else f"resume from {self.folder}"
+                    self.show.say(f"interrupted after step {state.step}; {kept}")
                     raise KeyboardInterrupt
         state.seconds = time.monotonic() - begun
 
@@ -246,8 +248,8 @@ class _Run:
         with torch.no_grad():
             scores = self.task.scores()
         self.task.encoder.train(training)
-        self.state.held_out[step] = scores
         if scores:
+            self.state.held_out[step] = scores
             listed = "  ".join(f"{name} {value:.4f}" for name, value in scores.items())
             self.show.say(f"held out after step {step}: {listed}")
 
