@@ -91,6 +91,7 @@ def test_ten_thousand_characters_without_a_space(encoder: Encoder) -> None:
     assert np.abs(first - second).max() > 1e-3
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_what_is_no_text_is_named(encoder: Encoder) -> None:
     with pytest.raises(DataError, match=r"encode: texts\[1\] is NoneType \(None\), expected str"):
         encoder.encode(["a", None])
@@ -124,6 +125,7 @@ def test_forward_has_gradients_and_equals_encode(encoder: Encoder) -> None:
     encoder.zero_grad()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_settings_are_checked(tiny_llama_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r'unknown setting "poolin". Did you mean "pooling"\?'):
         convert(tiny_llama_folder, poolin="mean")
