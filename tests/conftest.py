@@ -20,8 +20,13 @@ from pydoc_data import topics
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# The same examples in every run, and no memory of earlier ones: a failure here is a failure everywhere.
+settings.register_profile("house", derandomize=True, database=None, deadline=None)
+settings.load_profile("house")
 
 # The models are tiny: a second thread would cost more than it gives, and on a busy machine much more.
 torch.set_num_threads(1)

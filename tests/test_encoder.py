@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -23,17 +24,21 @@ def encoder(tiny_llama_folder: Path) -> Encoder:
     return convert(tiny_llama_folder)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
+# Some of the texts are longer than the model reads; they are cut alike in every batch.
+@pytest.mark.filterwarnings("ignore:.*were cut")
+@settings(max_examples=15, deadline=None)
+@given(
+    numbers=st.lists(st.integers(0, 39), min_size=2, max_size=7),
+    order=st.randoms(use_true_random=False),
+    batch_size=st.integers(1, 7),
+)
 def test_batching_and_order_never_change_a_vector(
-    encoder: Encoder, real_texts: Sequence[str], data: st.DataObject
+    encoder: Encoder, real_texts: Sequence[str], numbers: list[int], order: random.Random, batch_size: int
 ) -> None:
-    picked = data.draw(st.lists(st.sampled_from(list(real_texts[:40])), min_size=2, max_size=7))
-    order = data.draw(st.permutations(range(len(picked))))
-    batch_size = data.draw(st.integers(1, 7))
-    alone = np.stack([encoder.encode(text) for text in picked])
-    together = encoder.encode([picked[i] for i in order], batch_size=batch_size)
-    np.testing.assert_allclose(together, alone[list(order)], rtol=0, atol=1e-5)
+    alone = {number: encoder.encode(real_texts[number]) for number in numbers}
+    shuffled = order.sample(numbers, len(numbers))
+    together = encoder.encode([real_texts[number] for number in shuffled], batch_size=batch_size)
+    np.testing.assert_allclose(together, np.stack([alone[number] for number in shuffled]), rtol=0, atol=1e-5)
 
 
 def test_padding_side_never_changes_a_vector(encoder: Encoder) -> None:
