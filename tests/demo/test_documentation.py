@@ -40,6 +40,13 @@ def test_docstrings_are_read_and_never_imported(tmp_path: Path) -> None:
         Docstring("pkg.counting.Public", "pkg.counting", "A class that counts words.", "Its rest."),
         Docstring("pkg.counting.Public.method", "pkg.counting", "Return the number of words.", ""),
         Docstring("pkg.counting.Public.later", "pkg.counting", "Return the number of words in time.", ""),
+        Docstring("pkg.counting.Public._private", "pkg.counting", "For the class alone.", ""),
+        Docstring("pkg.counting._hidden", "pkg.counting", "For the module alone.", ""),
+    ]
+    assert [docstring.public for docstring in docstrings_of(path, "pkg._counting")] == [
+        False,
+        *[True] * 3,
+        *[False] * 2,
     ]
 
 

@@ -43,9 +43,14 @@ class Docstring:
     summary: str
     body: str
 
+    @property
+    def public(self) -> bool:
+        """Whether a user would look for it."""
+        return not self.name.rpartition(".")[2].startswith("_")
+
 
 def read_docstrings(workers: int = 2) -> list[Docstring]:
-    """The docstrings of everything public, markup dropped, in the order of the files' names."""
+    """All docstrings, markup dropped, in the order of the files' names."""
     paths = sysconfig.get_paths()
     standard, installed = Path(paths["stdlib"]), Path(paths["purelib"])
     files = list(python_files(standard, ""))
@@ -93,16 +98,14 @@ def docstrings_of(path: Path, module: str) -> list[Docstring]:
 
 
 def _walk(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """Names and docstrings of a module and of the public classes and functions in it, but not inside functions."""
+    """Names and docstrings of a module and of the classes and functions in it, but not inside functions."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node, clean=False)
         if text and text.strip():
             yield name, text
     if isinstance(node, ast.Module | ast.ClassDef):
         for inner in node.body:
-            if not isinstance(inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            if not inner.name.startswith("_"):
+            if isinstance(inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 yield from _walk(inner, f"{name}.{inner.name}")
 
 

@@ -62,19 +62,20 @@ class Documentation:
 
 
 def split(docstrings: Sequence[Docstring], topics: Sequence[str] = ()) -> Documentation:
-    """Distinct pairs by module, and every other text that repeats nothing of an evaluated one as unlabelled text.
+    """Distinct pairs by module, and texts that repeat nothing of an evaluated one as unlabelled text.
 
-    `topics` are pydoc's: unlabelled text of the training half.
+    Only what is public is evaluated and asked for; what is private serves the training half, as do pydoc's `topics`.
     """
     # Evaluated modules come first, so that of two near copies the one in the training half is dropped.
     order: dict[Half, int] = {"test": 0, "dev": 1, "train": 2}
-    ordered = sorted(docstrings, key=lambda docstring: order[half(docstring.module)])
+    usable = (docstring for docstring in docstrings if docstring.public or half(docstring.module) == "train")
+    ordered = sorted(usable, key=lambda docstring: order[half(docstring.module)])
     pairs: dict[Half, list[Pair]] = {"train": [], "dev": [], "test": []}
     library = []
     for docstring in _distinct(ordered):
         body = " ".join(docstring.body.split()[:MOST_BODY_WORDS])
         pairs[half(docstring.module)].append(Pair(docstring.name, docstring.summary, body))
-        if docstring.module.split(".")[0] not in PACKAGES:
+        if docstring.public and docstring.module.split(".")[0] not in PACKAGES:
             library.append(Document(docstring.name, f"{docstring.summary} {body}"))
     dev, test = _some(pairs["dev"]), _some(pairs["test"])
     held_out = [text for pair in (*dev, *test) for text in (pair.summary, pair.body)]
