@@ -78,6 +78,7 @@ def test_a_family_that_ignores_the_flag_is_saved_with_eager(tiny_llama_folder: P
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "intermediate_size": 48,
     }
     StableLmForCausalLM(StableLmConfig(**shape, initializer_range=0.2)).save_pretrained(tmp_path / "base")
@@ -203,7 +204,7 @@ def test_a_plain_decoder_is_sent_to_convert(tiny_llama_folder: Path) -> None:
 
 
 def test_a_name_that_is_no_folder_and_not_on_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is not a folder. Pass one with a config.json, or a hub id"):
+    with pytest.raises(DataError, match=r"is not a folder. Pass a folder with a config.json, or a hub id"):
         convert(tmp_path / "nowhere")
     with pytest.raises(DataError, match='"nobody/nothing" is no folder here, and the hub gave none'):
         convert("nobody/nothing")

@@ -227,8 +227,12 @@ class Encoder(nn.Module):
         self, name: str, texts: str | Sequence[str], batch_size: int, show_progress: bool
     ) -> NDArray[np.float32]:
         checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, f"encode_{name}")
-        around = [(self.settings.prompts.get(name, ""), "")] * len(checked)
-        vectors = self._encode(self._tokenise(checked, around), batch_size, show_progress)
+        prompt = self.settings.prompts.get(name, "")
+        # A space at the prompt's end goes into the text's first token, or is one of its own there: the same start for
+        # every text, as stock code has it, which counts the tokens of the prompt alone.
+        before = prompt.rstrip()
+        spaced = [prompt[len(before) :] + text for text in checked]
+        vectors = self._encode(self._tokenise(spaced, [(before, "")] * len(checked)), batch_size, show_progress)
         return vectors.reshape(self.dim) if isinstance(texts, str) else vectors
 
     @torch.no_grad()

@@ -234,8 +234,8 @@ def ignore_trailing_space(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
 
 
 def counts_exactly(tokenizer: PreTrainedTokenizerBase, prompt: str) -> bool:
-    """Whether a prompt alone has as many tokens as it has in front of a text."""
+    """Whether a prompt alone has as many tokens as in front of a text, to which the space between them belongs."""
     alone = tokenizer.backend_tokenizer.encode(prompt)
     ids = alone.ids[:-1] if alone.ids and alone.ids[-1] in tokenizer.all_special_ids else alone.ids
     joined = tokenizer.backend_tokenizer.encode(prompt + "text")
-    return _first_of_text(joined, len(prompt)) == len(ids)
+    return _first_of_text(joined, len(prompt.rstrip())) == len(ids)
