@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.frame import Findings
@@ -23,7 +24,7 @@ def measure(options: argparse.Namespace) -> Findings:
     from bothways import demo
 
     if options.done is not None:
-        return read(options.done)
+        return replace(read(options.done), command="bothways demo")
     with tempfile.TemporaryDirectory() as folder:
         return read(demo.run(Path(folder) / "demo"))
 

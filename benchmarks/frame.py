@@ -24,6 +24,8 @@ class Findings:
     """`<work>/<condition>/<time or memory>/<peer>` -> how many times faster or smaller; only what carries a target."""
     observed: Mapping[str, Any] = field(default_factory=dict)
     """The rest."""
+    command: str | None = None
+    """What made the figures, if not the command line of the benchmark."""
 
 
 def framed(findings: Findings, command: str) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def framed(findings: Findings, command: str) -> dict[str, Any]:
     return {
         "versions": provenance.versions(),
         "commit": commit(),
-        "command": command,
+        "command": findings.command or command,
         "hardware": hardware.describe(),
         "rows": list(findings.rows),
         "ratios": dict(findings.ratios),

@@ -36,6 +36,7 @@ def test_the_demos_results_are_read_and_framed(tmp_path: Path) -> None:
     assert findings.observed["ndcg@10 over causal decoder"] == 4.0
     assert findings.observed["ndcg@10 over tf-idf"] == 0.8
     written = framed(findings, "python -m benchmarks demo")
+    assert written["command"] == "bothways demo"
     assert set(written) == {"versions", "commit", "command", "hardware", "rows", "ratios", "observed"}
     assert [row["step"] for row in written["rows"]] == list(steps)
     assert written["versions"]["torch"]
@@ -48,7 +49,7 @@ def test_every_committed_result_has_the_frame() -> None:
     for path in paths:
         found = json.loads(path.read_text(encoding="utf-8"))
         assert {"versions", "commit", "command", "hardware", "rows", "ratios", "observed"} == set(found), path.name
-        assert found["command"].startswith(f"python -m benchmarks {path.stem}"), path.name
+        assert found["command"].startswith((f"python -m benchmarks {path.stem}", f"bothways {path.stem}")), path.name
 
 
 def test_a_readme_without_its_markers_is_not_silently_left_alone() -> None:
