@@ -100,7 +100,7 @@ def _results(name: str) -> dict[str, Any] | None:
 def _machine(found: dict[str, Any]) -> str:
     machine, versions = found["hardware"], found["versions"]
     return (
-        f"Measured on {machine['processor']}, {machine['threads']} of {machine['cores']} cores, {machine.get('memory_gib', '?')} GiB, "
-        f"Python {versions['python']}, torch {versions['torch']}, transformers {versions['transformers']}, "
-        f"by `{found['command']}`."
+        f"Measured on {machine['processor']}, {machine['threads']} of {machine['cores']} cores, "
+        f"{machine.get('memory_gib', '?')} GiB, Python {versions['python']}, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, by `{found['command']}`."
     )
