@@ -13,6 +13,8 @@ from rich.table import Table
 Cell = str | int | float | None
 Row = Mapping[str, Cell]
 """Column -> value. Fractions between -1 and 1 show three decimals, larger numbers one; None shows a dash."""
+DECIMALS = {"seconds": 0, "peak GiB": 1}
+"""Columns that are no scores."""
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
@@ -22,7 +24,7 @@ def table(title: str, rows: Sequence[Row]) -> Table:
         numeric = any(isinstance(row.get(column), int | float) for row in rows)
         shown.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
-        shown.add_row(*(spell(row.get(column)) for column in columns(rows)))
+        shown.add_row(*(spell(row.get(column), column) for column in columns(rows)))
     return shown
 
 
@@ -31,7 +33,7 @@ def markdown(rows: Sequence[Row]) -> str:
     heads = columns(rows)
     numeric = [any(isinstance(row.get(column), int | float) for row in rows) for column in heads]
     lines = [heads, ["---:" if right else "---" for right in numeric]]
-    lines += [[spell(row.get(column)) for column in heads] for row in rows]
+    lines += [[spell(row.get(column), column) for column in heads] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -40,12 +42,12 @@ def columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(column for row in rows for column in row))
 
 
-def spell(cell: Cell) -> str:
-    """A cell as it is shown."""
+def spell(cell: Cell, column: str = "") -> str:
+    """A cell as it is shown in a column."""
     if cell is None:
         return "-"
     if isinstance(cell, float):
-        return f"{cell:.3f}" if abs(cell) <= 1 else f"{cell:,.1f}"
+        return f"{cell:,.{DECIMALS.get(column, 3 if abs(cell) <= 1 else 1)}f}"
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
