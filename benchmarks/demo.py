@@ -40,4 +40,4 @@ def read(folder: Path) -> Findings:
         if name in by_step and LAST in by_step
     }
     kept = ("documentation", "recipe", "seconds", "peak_memory_bytes", "answers")
-    return Findings(rows, observed=compared | {name: found[name] for name in kept})
+    return Findings(rows, observed=compared | {name: found[name] for name in kept}, hardware=found["hardware"])

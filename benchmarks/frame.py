@@ -26,6 +26,8 @@ class Findings:
     """The rest."""
     command: str | None = None
     """What made the figures, if not the command line of the benchmark."""
+    hardware: Mapping[str, Any] = field(default_factory=hardware.describe)
+    """The machine that was measured."""
 
 
 def framed(findings: Findings, command: str) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def framed(findings: Findings, command: str) -> dict[str, Any]:
         "versions": provenance.versions(),
         "commit": commit(),
         "command": findings.command or command,
-        "hardware": hardware.describe(),
+        "hardware": dict(findings.hardware),
         "rows": list(findings.rows),
         "ratios": dict(findings.ratios),
         "observed": dict(findings.observed),
