@@ -89,3 +89,11 @@ def test_generated_parts_are_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_point_is_made_by_line_20() -> None:
     assert "convert(" in "\n".join(README.splitlines()[:20])
+
+
+def test_the_tests_that_papers_are_mapped_to_exist() -> None:
+    page = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+    assert len(named) > 10
+    for file, test in named:
+        assert f"def {test}" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
