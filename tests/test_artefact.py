@@ -208,3 +208,19 @@ def test_a_name_that_is_no_folder_and_not_on_the_hub(tmp_path: Path) -> None:
         convert(tmp_path / "nowhere")
     with pytest.raises(DataError, match='"nobody/nothing" is no folder here, and the hub gave none'):
         convert("nobody/nothing")
+
+
+def test_a_hub_id_is_fetched_and_converted(
+    tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def snapshot(name: str, *, revision: str | None, ignore_patterns: list[str]) -> str:
+        asked.append((name, revision, "*.bin" in ignore_patterns))
+        return str(tiny_llama_folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    encoder = convert("someone/tiny", revision="v2")
+    assert asked == [("someone/tiny", "v2", True)]
+    assert encoder.record.base == "someone/tiny"
+    np.testing.assert_array_equal(encoder.encode(TEXTS), convert(tiny_llama_folder).encode(TEXTS))

@@ -228,8 +228,7 @@ def ignore_trailing_space(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[
     backend.normalizer = strip if before is None else Steps([strip, before])
     if all(counts_exactly(tokenizer, prompt) for prompt in prompts):
         return True
-    if before is not None:
-        backend.normalizer = before
+    backend.normalizer = before
     return False
 
 
