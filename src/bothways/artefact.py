@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from bothways import provenance
-from bothways.errors import ConfigError, DataError
+from bothways.errors import DataError
 from bothways.pooling import Pooling
 from bothways.provenance import EncoderSettings, Record
 
@@ -54,33 +51,6 @@ class Adapter:
         save_file(
             {name: tensor.contiguous() for name, tensor in self.tensors.items()}, folder / "adapter_model.safetensors"
         )
-
-
-@contextmanager
-def new_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that takes the name `folder` when the block ends without an error.
-
-    Raises ConfigError if `folder` exists, is not empty and `overwrite` is False.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file, expected a folder to write to. Choose another name.")
-    if folder.exists() and any(folder.iterdir()) and not overwrite:
-        raise ConfigError(
-            f"{folder} exists and is not empty. Choose another folder, or pass overwrite=True (--overwrite)."
-        )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_stock_files(

@@ -25,12 +25,14 @@ from bothways.bidirectional.attention import make_bidirectional, prepare
 from bothways.bidirectional.certificate import Certificate
 from bothways.bidirectional.probe import probe
 from bothways.errors import ConfigError, ConversionError, DataError
+from bothways.folders import new_folder
 from bothways.head import Head
 from bothways.pooling import pool
 from bothways.provenance import EncoderSettings, Record
 from bothways.text import Features, TextIds
 
 Instructions = str | Sequence[str | None] | None
+TAKEN = "Choose another folder, or pass overwrite=True."
 SAMPLE_TEXTS = ("How do I open a compressed file?", "The signature of the certificate is invalid.", "A short text")
 
 
@@ -207,7 +209,9 @@ class Encoder(nn.Module):
         Raises DataError naming the first item that is no string, ConfigError for an instruction that leaves no room.
         """
         if isinstance(texts, str):
-            return self.encode([texts], instruction=instruction, batch_size=batch_size).reshape(self.dim)
+            return self.encode(
+                [texts], instruction=instruction, batch_size=batch_size, show_progress=show_progress
+            ).reshape(self.dim)
         checked = texts_room.check_texts(texts, "encode")
         return self._encode(self.tokenise(checked, instruction), batch_size, show_progress)
 
@@ -270,7 +274,7 @@ class Encoder(nn.Module):
             facts = {"tied": self.head.tied, "scale": self.head.scale, "softcap": self.head.softcap}
             if not self.head.tied:
                 state |= {f"lm_head.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        with artefact.new_folder(Path(folder), overwrite=overwrite) as partial:
+        with new_folder(Path(folder), overwrite=overwrite, way_out=TAKEN) as partial:
             self.model.save_pretrained(partial, state_dict=state)
             self.tokenizer.save_pretrained(partial)
             artefact.write_engine_keys(partial, self.settings)

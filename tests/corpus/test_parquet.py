@@ -13,7 +13,7 @@ import pytest
 
 from bothways.corpus import Corpus, embed, search
 from bothways.data import Document, fingerprint
-from bothways.errors import DataError
+from bothways.errors import ConfigError, DataError
 
 
 class Letters:
@@ -58,10 +58,12 @@ def test_plain_texts_are_numbered(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_and_an_empty_folder_is_taken(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     embed(Letters(), DOCUMENTS, tmp_path / "empty")
-    with pytest.raises(DataError, match=r"--out .*empty: the folder is not empty, and nothing is overwritten"):
+    with pytest.raises(
+        ConfigError, match=r"empty exists and is not empty\. Name another folder, .*nothing is overwritten"
+    ):
         embed(Letters(), DOCUMENTS, tmp_path / "empty")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(DataError, match="that is a file"):
+    with pytest.raises(ConfigError, match="file is a file, expected a folder to write to"):
         embed(Letters(), DOCUMENTS, tmp_path / "file")
     with pytest.raises(DataError, match="there is no document"):
         embed(Letters(), [], tmp_path / "other")

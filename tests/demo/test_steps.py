@@ -16,7 +16,7 @@ from bothways.demo import steps
 from bothways.demo.documentation import Docstring
 from bothways.demo.pairs import split
 from bothways.demo.settings import QUESTIONS, RECIPE, Recipe
-from bothways.errors import DataError
+from bothways.errors import ConfigError
 
 STEPS = ["tf-idf", "causal decoder", "random weights", "converted", "+ MNTP", "+ SimCSE", "+ supervised"]
 
@@ -69,6 +69,6 @@ def test_the_demo_leaves_an_encoder_a_corpus_and_its_figures(
 
 def test_a_folder_with_something_in_it_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(DataError, match="the folder is not empty"):
+    with pytest.raises(ConfigError, match="exists and is not empty"):
         steps.run(tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == ["mine"]

@@ -18,7 +18,7 @@ def convert(decoder: Positional[str], settings: OmitArgPrefixes[Convert], out: P
         decoder: Folder or hub id of a decoder-only model, or "embedded" for the one that comes with bothways.
         out: Folder of the encoder; must not exist yet.
     """
-    from bothways.recipe.stage import refuse_taken
+    from bothways.folders import refuse_taken
     from bothways.stages.convert import convert as make
 
     refuse_taken(out)

@@ -85,8 +85,9 @@ def _train(
     if not files.data:
         misused(f"{stage}: --data is missing. Name one or more files to train on.")
     # Here and not above, so that --help and wrong usage answer at once: torch takes seconds to import.
+    from bothways.folders import refuse_taken
     from bothways.recipe.reader import Files, Step
-    from bothways.recipe.stage import checkpoints_of, head_from, read_files, refuse_taken, train_into
+    from bothways.recipe.stage import checkpoints_of, head_from, read_files, train_into
 
     refuse_taken(files.out)
     checkpoints = checkpoints_of(files.out)

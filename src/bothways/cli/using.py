@@ -58,8 +58,9 @@ def encode(
         batch_size: Texts that go through the model at once; changes speed and memory, never a vector.
         on_bad_row: raise: stop at a row that cannot be used; skip: count it, list it, go on.
     """
-    from bothways.corpus import embed, refuse_taken
+    from bothways.corpus import embed
     from bothways.data import read_documents
+    from bothways.folders import refuse_taken
 
     refuse_taken(out)
     documents = read_documents(file, on_bad_row)

@@ -1,6 +1,6 @@
 """Texts -> a folder of vectors in Parquet, and exact search in it."""
 
 from bothways.corpus.exact import Corpus, Hit, search
-from bothways.corpus.parquet import embed, refuse_taken
+from bothways.corpus.parquet import embed
 
-__all__ = ["Corpus", "Hit", "embed", "refuse_taken", "search"]
+__all__ = ["Corpus", "Hit", "embed", "search"]

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +14,7 @@ import pyarrow.parquet as pq
 
 from bothways.data import Document, fingerprint
 from bothways.errors import DataError
+from bothways.folders import new_folder, refuse_taken
 
 FILE = "vectors.parquet"
 DOCUMENTS_AT_ONCE = 4096
@@ -42,35 +40,16 @@ def embed(
 
     A text without an id gets its place, from 0. The folder appears whole or not at all. The metadata of the file has,
     under "bothways", dim, count, versions and the documents' fingerprint.
-    Raises DataError if `out` holds something, or for no documents.
+    Raises ConfigError if `out` holds something, DataError for no documents.
     """
     out = Path(out)
     refuse_taken(out)
     if not documents:
         raise DataError(f"embed into {out}: there is no document. Give at least one.")
     named = [item if isinstance(item, Document) else Document(str(place), item) for place, item in enumerate(documents)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    unfinished.mkdir()
-    try:
-        _write(encoder, named, unfinished / FILE, batch_size, show_progress)
-        if out.exists():
-            out.rmdir()
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with new_folder(out) as partial:
+        _write(encoder, named, partial / FILE, batch_size, show_progress)
     return out / FILE
-
-
-def refuse_taken(out: str | Path) -> None:
-    """Raise DataError if `out` is a file or a folder with something in it."""
-    out = Path(out)
-    if out.is_dir() and any(out.iterdir()):
-        raise DataError(
-            f"--out {out}: the folder is not empty, and nothing is overwritten. Name another one, or empty it."
-        )
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out}: that is a file. Name a folder that is empty or does not exist.")
 
 
 def _write(

@@ -21,6 +21,7 @@ from bothways.encoder import Encoder
 from bothways.evaluation import FLOOR, Embeds, TfIdf, score
 from bothways.evaluation.baselines import random_weights
 from bothways.evaluation.tables import Row, table, write_json
+from bothways.folders import refuse_taken
 from bothways.stages.convert import convert
 from bothways.stages.mntp import mntp
 from bothways.stages.simcse import simcse
@@ -36,7 +37,7 @@ SHOWN_LETTERS = 160
 def run(out: str | Path | None = None, recipe: Recipe = RECIPE, documentation: Documentation | None = None) -> Path:
     """All of the demo; returns the folder, with encoder/, corpus/ and demo.json in it. See `bothways.demo.run`."""
     out = Path(tempfile.mkdtemp(prefix="bothways-demo-") if out is None else out)
-    corpus.refuse_taken(out)
+    refuse_taken(out)
     begun = time.monotonic()
     notes, screen = Console(stderr=True), Console()
     notes.print("Reading the documentation on this machine (with ast, nothing is imported) ...", highlight=False)

@@ -71,9 +71,3 @@ def head_from(base: str, encoder: Encoder) -> Head:
     if head.tied:
         return Head(embedding, scale=head.scale, softcap=head.softcap, tied=True)
     return head
-
-
-def refuse_taken(out: Path) -> None:
-    """Raises ConfigError if `out` is a file or a folder with something in it."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"--out {out} exists already, and nothing is overwritten. Name another one, or delete it.")

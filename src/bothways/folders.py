@@ -1,0 +1,50 @@
+"""Folders that appear whole or not at all, and never over something that is there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bothways.errors import ConfigError
+
+WAY_OUT = "Name another folder, or empty it: nothing is overwritten."
+
+
+def refuse_taken(folder: str | Path, way_out: str = WAY_OUT) -> None:
+    """Raises ConfigError if `folder` is a file, or a folder with something in it."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, expected a folder to write to. Name another one.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} exists and is not empty. {way_out}")
+
+
+@contextmanager
+def new_folder(folder: Path, *, overwrite: bool = False, way_out: str = WAY_OUT) -> Iterator[Path]:
+    """A temporary folder that takes the name `folder` when the block ends without an error.
+
+    With `overwrite` what was there is kept until the new one is in place. Raises ConfigError as `refuse_taken` does.
+    """
+    if not overwrite or not folder.is_dir():
+        refuse_taken(folder, way_out)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
