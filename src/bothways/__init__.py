@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bothways.bidirectional.attention import make_bidirectional as make_bidirectional
+    from bothways.bidirectional.conversion import make_bidirectional as make_bidirectional
     from bothways.bidirectional.probe import Certificate as Certificate
     from bothways.encoder import Encoder as Encoder
     from bothways.stages.convert import convert as convert
@@ -29,7 +29,7 @@ _HOMES = {
     "SimCSE": "training.settings",
     "Supervised": "training.settings",
     "convert": "stages.convert",
-    "make_bidirectional": "bidirectional.attention",
+    "make_bidirectional": "bidirectional.conversion",
     "mntp": "stages.mntp",
     "simcse": "stages.simcse",
     "supervised": "stages.supervised",

@@ -94,6 +94,8 @@ def write_engine_keys(folder: Path, settings: EncoderSettings) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     if settings.direction == "bidirectional":
+        if settings.windows == "native":
+            return
         if config.get("is_causal") is not False:
             raise AssertionError("config.json was saved without is_causal=false")
         if config.get("model_type") in BIDIRECTIONAL_KEY_FAMILIES:

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bothways import artefact, loading, provenance, stock
 from bothways import text as texts_room
 from bothways.artefact import Adapter
-from bothways.bidirectional.attention import make_bidirectional, prepare
+from bothways.bidirectional.attention import prepare, says_bidirectional
 from bothways.bidirectional.certificate import Certificate
+from bothways.bidirectional.conversion import make_bidirectional
 from bothways.bidirectional.probe import probe
 from bothways.errors import ConfigError, ConversionError, DataError
 from bothways.folders import new_folder
@@ -73,7 +74,8 @@ class Encoder(nn.Module):
     ) -> Encoder:
         """Load a bothways folder, or a sentence-transformers folder of Transformer + Pooling (+ Normalize).
 
-        `dtype` None keeps the checkpoint's, "auto" lets the hardware decide. A folder that was converted is measured
+        `dtype` None keeps the checkpoint's, "auto" lets the hardware decide; `attn_implementation` "auto" takes the
+        fastest that passes the measurement. A folder that was converted is measured
         again: ConversionError if it no longer is what its certificate says. A foreign folder is taken as it is and its
         direction measured. Raises DataError for a folder that is neither.
         """
@@ -92,15 +94,17 @@ class Encoder(nn.Module):
     def _from_own_folder(cls, folder: Path, wish: loading.Wish) -> Encoder:
         settings, record = provenance.read(folder)
         config = loading.load_config(folder, trust_remote_code=wish.trust_remote_code)
-        if settings.direction == "bidirectional" and getattr(config, "is_causal", True):
+        if settings.direction == "bidirectional" and not says_bidirectional(config):
+            key = "use_bidirectional_attention=true" if settings.windows == "native" else "is_causal=false"
             raise ConversionError(
-                f"{folder} was converted, but its config.json no longer says is_causal=false: any other loader would "
-                "open it causal. Restore that line, or convert again."
+                f"{folder} was converted, but its config.json no longer says {key}: any other loader would open it "
+                "causal. Restore that line, or convert again."
             )
         prepare(config, settings.direction)
         model = loading.load_trunk(folder, config, wish)
-        certificate = make_bidirectional(model) if settings.direction == "bidirectional" else probe(model)
-        _check_same(folder, record.certificate, certificate)
+        certificate = _measured(model, settings, wish.attn_implementation)
+        recorded = _check_same(folder, record.certificate, certificate)
+        certificate = replace(certificate, converted=recorded.converted)
         tokenizer = loading.load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
         head = loading.load_head(folder, model, record.head)
         return cls(model, tokenizer, settings, replace(record, certificate=certificate), head)
@@ -319,7 +323,14 @@ def _each(instruction: Instructions, count: int) -> list[str | None]:
     return each
 
 
-def _check_same(folder: Path, recorded: Certificate | None, measured: Certificate) -> None:
+def _measured(model: PreTrainedModel, settings: EncoderSettings, attn_implementation: str | None) -> Certificate:
+    if settings.direction == "causal":
+        return probe(model)
+    kernel = "auto" if attn_implementation == "auto" else None
+    return make_bidirectional(model, windows=settings.windows, attn_implementation=kernel)
+
+
+def _check_same(folder: Path, recorded: Certificate | None, measured: Certificate) -> Certificate:
     if recorded is None:
         raise ConversionError(f"{folder} has no certificate in {provenance.FILE}. Convert again.")
     difference = recorded.difference(measured)
@@ -327,6 +338,7 @@ def _check_same(folder: Path, recorded: Certificate | None, measured: Certificat
         raise ConversionError(
             f"{folder} is not what its certificate says: {difference}. Convert again, or restore the files."
         )
+    return recorded
 
 
 def _progress(steps: Sequence[int], label: str) -> Any:

@@ -78,6 +78,19 @@ def choose_dtype(wish: str | torch.dtype, device: torch.device) -> Precision:
     return Precision(torch.float32, f"float32 is what is tested on {device.type}")
 
 
+def attention_by_speed(device: torch.device) -> tuple[Kernel, ...]:
+    """The attention implementations worth trying on `device`, the fastest first."""
+    plain = (Kernel("sdpa", "torch's fused kernel"), Kernel("eager", "runs everywhere"))
+    if device.type != "cuda":
+        return plain
+    flash = []
+    if torch.cuda.get_device_capability(device)[0] == 9:
+        flash.append(Kernel("flash_attention_3", "made for Hopper GPUs"))
+    if torch.cuda.get_device_capability(device) >= (8, 0):
+        flash.append(Kernel("flash_attention_2", "skips padding and masks"))
+    return (*flash, plain[0], Kernel("flex_attention", "compiled, with windows"), plain[1])
+
+
 def choose_training_attention(own: str, device: torch.device, longest: int) -> Kernel:
     """The attention to train with where a model was loaded with `own` and its longest row has `longest` tokens.
 

@@ -46,7 +46,7 @@ class Wish:
         device = hardware.choose_device(self.device).value
         dtype = "auto" if self.dtype is None else hardware.choose_dtype(self.dtype, device).value
         arguments: dict[str, Any] = {"dtype": dtype, "trust_remote_code": self.trust_remote_code}
-        if self.attn_implementation is not None:
+        if self.attn_implementation not in (None, "auto"):
             arguments["attn_implementation"] = self.attn_implementation
         return device, arguments | dict(self.model_kwargs or {})
 

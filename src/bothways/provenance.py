@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bothways.bidirectional.certificate import Certificate
+from bothways.bidirectional.windows import Windows
 from bothways.errors import ConfigError, DataError
 from bothways.pooling import POOLINGS, Pooling
 from bothways.text import PoolOver, check_template
@@ -42,6 +43,8 @@ class EncoderSettings:
     """Prefixes by name, put before a text as they are; encode_query and encode_document use "query" and "document"."""
     direction: Direction = "bidirectional"
     """Whether every token sees every token, or, for comparison, only those before it."""
+    windows: Windows = "keep"
+    """What was made of sliding windows: kept on both sides, opened ("full"), or halved by the family's own key."""
 
     def __post_init__(self) -> None:
         if self.pooling not in POOLINGS:

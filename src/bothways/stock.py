@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways.bidirectional.attention import plain_backend
 from bothways.bidirectional.certificate import Certificate
+from bothways.bidirectional.conversion import plain_backend
 from bothways.provenance import EncoderSettings
 from bothways.text import counts_exactly
 
@@ -22,7 +22,7 @@ def needed_backend(
     """The backend that a stock loader must be told (None: its default will do), and a note if none will do."""
     if settings.direction == "causal" or certificate is None:
         return None, None
-    backend = plain_backend(model, {module.name: module.treatment for module in certificate.modules})
+    backend = plain_backend(model, certificate)
     return (None if backend == DEFAULT_BACKEND else backend), (CAUSAL if backend is None else None)
 
 

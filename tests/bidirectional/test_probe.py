@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, PreTrainedModel
 
-from bothways.bidirectional.attention import make_bidirectional
+from bothways.bidirectional.conversion import make_bidirectional
 from bothways.bidirectional.probe import Certificate, Reach, probe
 from bothways.errors import ConversionError
 
@@ -180,6 +180,7 @@ def test_a_certificate_reads_well() -> None:
         "treatment": "is_causal=False, buffer bias mirrored",
         "unpadded": "bidirectional (3 back, 3 ahead)",
         "padded": "bidirectional (3 back, 3 ahead)",
+        "past : future": "0.50 : 0.50",
     }
     assert certificate.rows()[0]["unpadded"] == "bidirectional (all back, all ahead)"
     assert set(certificate.versions) == {"bothways", "transformers", "torch"}

@@ -99,10 +99,8 @@ TINY: dict[str, Tiny] = {
 }
 CASES = [(name, backend) for name, tiny in TINY.items() for backend in tiny.backends]
 
-RECURRENT = ["linear_attention", "full_attention"]
-REFUSED: dict[str, dict[str, Any]] = {
-    "bloom": {},
-    "falcon": {"alibi": True},
+HYBRID = ["linear_attention", "full_attention"]
+RECURRENT: dict[str, dict[str, Any]] = {
     "jamba": {
         "attn_layer_period": 2,
         "attn_layer_offset": 1,
@@ -113,9 +111,8 @@ REFUSED: dict[str, dict[str, Any]] = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_dim": 48, "conv_dim": 48},
     "mamba": {"state_size": 8, "time_step_rank": 4},
-    "mpt": {"n_layers": 2, "n_heads": 4, "d_model": 48, "max_seq_len": 64},
     "qwen3_next": {
-        "layer_types": RECURRENT,
+        "layer_types": HYBRID,
         "head_dim": 12,
         "linear_num_value_heads": 4,
         "linear_num_key_heads": 2,
@@ -127,13 +124,21 @@ REFUSED: dict[str, dict[str, Any]] = {
     },
     "rwkv": {"attention_hidden_size": 48},
 }
+"""Decoders with sub-modules that no mask opens."""
+ALIBI: dict[str, dict[str, Any]] = {
+    "bloom": {},
+    "falcon": {"alibi": True},
+    "mpt": {"n_layers": 2, "n_heads": 4, "d_model": 48, "max_seq_len": 64},
+}
+ALIBI_CASES = [("bloom", "eager"), ("falcon", "eager"), ("falcon", "sdpa"), ("mpt", "eager")]
 
 
 def tiny(
     name: str, backend: str = "sdpa", *, head: bool = False, dtype: torch.dtype = torch.float32, **more: Any
 ) -> PreTrainedModel:
     """A random decoder in evaluation mode; the same one for the same arguments."""
-    changes = {**SHAPE, **(TINY[name].changes if name in TINY else {}), **more}
+    own = {} if name not in TINY else TINY[name].changes
+    changes = {**SHAPE, **own, **RECURRENT.get(name, {}), **more}
     torch.manual_seed(0)
     kind = AutoModelForCausalLM if head else AutoModel
     model = kind.from_config(CONFIG_MAPPING[name](**changes), attn_implementation=backend)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -14,9 +13,6 @@ Seen = Literal["bidirectional", "causal", "partial", "none"]
 PADDING_TOLERANCE = 1e-3
 """Largest relative change of a text's float32 hidden states when padding stands beside it; rounding gives 1e-6."""
 
-# Decides which way out an error offers, never whether a sub-module passes.
-RECURRENT = re.compile("mamba|rwkv|lstm|delta|conv|lightning|recurrent|rglru|ssm", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class Reach:
@@ -27,12 +23,18 @@ class Reach:
     even: bool
     """Whether every nearer token is felt too."""
 
-    @property
-    def direction(self) -> Seen:
+    def direction(self, forgets: bool = False) -> Seen:
+        """What this reach amounts to.
+
+        What `forgets`, as a recurrence does, is felt less far where its content says so, and a dilated convolution
+        skips tokens: of these, one side may reach half as far as the other, and between them nothing is asked.
+        """
         if self.left == self.right == 0:
             return "none"
         if self.right == 0:
             return "causal"
+        if forgets:
+            return "bidirectional" if max(self.left, self.right) <= 2 * min(self.left, self.right) else "partial"
         return "bidirectional" if self.left == self.right and self.even else "partial"
 
 
@@ -50,10 +52,17 @@ class Mixer:
     """Among the real tokens of a right-padded batch."""
     sees_padding: bool
     """Whether a real token feels a change of the padding beside it."""
+    attends: bool = True
+    """Whether it takes a softmax over the tokens; what does not is a recurrence or a convolution."""
+    balance: float | None = None
+    """Of what a flat query takes from both sides, the share from the left; 0.5 is even, None: it takes nothing."""
+    window: int | None = None
+    """How many tokens away it sees where that is more than the probe's length: measured on a shrunken twin."""
 
     @property
     def direction(self) -> Seen | Literal["mixed"]:
-        return self.unpadded.direction if self.unpadded.direction == self.padded.direction else "mixed"
+        seen = {reach.direction(forgets=not self.attends) for reach in (self.unpadded, self.padded)}
+        return seen.pop() if len(seen) == 1 else "mixed"
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,12 @@ class Certificate:
     padding_shift: float
     """Relative change of the last hidden states when padding is put beside a text."""
     versions: Mapping[str, str]
+    seconds: float = 0.0
+    """What the measurement took, in all."""
+    notes: tuple[str, ...] = ()
+    """What could not be measured."""
+    converted: bool = True
+    """Whether anything was changed: False for a model that saw both ways as it came."""
 
     @property
     def direction(self) -> Literal["bidirectional", "causal", "mixed"]:
@@ -130,21 +145,19 @@ class Certificate:
 
     def _fault(self, module: Mixer) -> str:
         conditions = {"unpadded batch": module.unpadded, "padded batch": module.padded}
-        wrong = {name: reach for name, reach in conditions.items() if reach.direction != "bidirectional"}
+        seen = {name: reach.direction(forgets=not module.attends) for name, reach in conditions.items()}
+        wrong = [name for name, direction in seen.items() if direction != "bidirectional"]
         where = f"{module.name} ({module.kind}, {' and '.join(wrong)})"
-        reach = next(iter(wrong.values()))
-        if reach.direction == "causal":
+        reach = conditions[wrong[0]]
+        if seen[wrong[0]] == "causal":
             return f"still hides the future: {where}."
-        if reach.direction == "none":
+        if seen[wrong[0]] == "none":
             return f"does not mix tokens where it should: {where}."
         return f"sees {reach.left} tokens back but {reach.right} ahead, or not all between: {where}."
 
     def _way_out(self, module: Mixer | None) -> str:
-        if module is not None and RECURRENT.search(f"{self.architecture} {module.name} {module.kind}"):
-            return (
-                "Recurrent and hybrid decoders are not converted yet: choose one that mixes tokens by attention alone, "
-                'or keep it one-way with direction="causal".'
-            )
+        if module is not None and not module.attends:
+            return 'Keep it one-way with direction="causal", or report the architecture.'
         other = "" if self.attn_implementation == "eager" else 'Use attn_implementation="eager", or report '
         return f"{other or 'Report '}the architecture with `bothways show --certificate`."
 
@@ -163,15 +176,17 @@ class Certificate:
                 "module": module.name,
                 "kind": module.kind,
                 "treatment": module.treatment or "config flag",
-                "unpadded": self._shown(module.unpadded),
-                "padded": self._shown(module.padded) + (", sees padding" if module.sees_padding else ""),
+                "unpadded": self._shown(module, module.unpadded),
+                "padded": self._shown(module, module.padded) + (", sees padding" if module.sees_padding else ""),
+                "past : future": "" if module.balance is None else f"{module.balance:.2f} : {1 - module.balance:.2f}",
             }
             for module in self.modules
         ]
 
-    def _shown(self, reach: Reach) -> str:
-        left, right = ("all" if side == self.tokens - 1 else str(side) for side in (reach.left, reach.right))
-        return f"{reach.direction} ({left} back, {right} ahead)"
+    def _shown(self, module: Mixer, reach: Reach) -> str:
+        whole = "all" if module.window is None else str(module.window)
+        left, right = (whole if side == self.tokens - 1 else str(side) for side in (reach.left, reach.right))
+        return f"{reach.direction(forgets=not module.attends)} ({left} back, {right} ahead)"
 
     def difference(self, other: Certificate) -> str | None:
         """The first thing in which another certificate of the same encoder differs, in words; None if nothing does.
@@ -185,15 +200,24 @@ class Certificate:
                 return f"{name} mixes tokens in one of them only"
             if before[name].direction != now[name].direction:
                 return f"{name} was {before[name].direction}, and is {now[name].direction}"
-            if same_probe and before[name].unpadded != now[name].unpadded:
-                return f"{name} was {self._shown(before[name].unpadded)}, and is {other._shown(now[name].unpadded)}"
+            # How far a recurrence is felt depends on rounding where it forgets.
+            comparable = same_probe and now[name].attends
+            if comparable and (before[name].unpadded, before[name].window) != (now[name].unpadded, now[name].window):
+                was, is_now = (one._shown(m[name], m[name].unpadded) for one, m in ((self, before), (other, now)))
+                return f"{name} was {was}, and is {is_now}"
         return None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `direction` is there to be read and is not read back."""
         plain = asdict(self)
         plain["modules"] = list(plain["modules"])
-        return {"direction": self.direction, **plain, "loose": list(self.loose), "versions": dict(self.versions)}
+        return {
+            "direction": self.direction,
+            **plain,
+            "loose": list(self.loose),
+            "notes": list(self.notes),
+            "versions": dict(self.versions),
+        }
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Certificate:
@@ -203,4 +227,4 @@ class Certificate:
             Mixer(**{**module, "unpadded": Reach(**module["unpadded"]), "padded": Reach(**module["padded"])})
             for module in plain["modules"]
         )
-        return cls(**{**rest, "loose": tuple(plain["loose"])})
+        return cls(**{**rest, "loose": tuple(plain["loose"]), "notes": tuple(plain.get("notes", ()))})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, MutableMapping
 from copy import copy
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from bothways.bidirectional.certificate import Reach
@@ -73,19 +75,42 @@ def by_token(output: Any, batch: Batch) -> Tensor | None:
     """The first tensor of an output with an axis for the tokens, as (rows, tokens, features)."""
     items = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else [output]
     for item in items:
-        axis = _token_axis(item, batch)
+        axis = _states_axis(item, batch)
         if axis is not None:
             found: Tensor = item.movedim(axis, 1).flatten(2)
             return found
     return None
 
 
-def _token_axis(item: Any, batch: Batch) -> int | None:
-    if not isinstance(item, Tensor) or not item.is_floating_point() or item.ndim < 3 or item.shape[0] != ROWS:
+def token_axis(item: Any, batch: Batch) -> int | None:
+    """Which axis of a tensor of this batch is that of the tokens, None if none or not one alone is."""
+    if not isinstance(item, Tensor) or item.ndim < 2 or item.shape[0] != ROWS:
         return None
     axes = [axis for axis in range(1, item.ndim) if item.shape[axis] == batch.tokens]
     # Two such axes make a mask or a matrix of attention weights; a fourth and last one makes a mask over keys.
     return axes[0] if len(axes) == 1 and axes[0] != 3 else None
+
+
+def _states_axis(item: Any, batch: Batch) -> int | None:
+    """`token_axis` of what may be hidden states; ids and masks are not."""
+    states = isinstance(item, Tensor) and item.is_floating_point() and item.ndim > 2
+    return token_axis(item, batch) if states else None
+
+
+def run(model: PreTrainedModel, ids: Tensor, batch: Batch) -> Tensor:
+    """Last hidden states (rows, tokens, dim) of the model without its head."""
+    body = body_of(model)
+    # A cache would remember what the second call of a sub-module was given.
+    cache = {"use_cache": False} if "use_cache" in inspect.signature(type(body).forward).parameters else {}
+    hidden = by_token(body(input_ids=ids, attention_mask=batch.mask, **cache), batch)
+    if hidden is None:
+        raise TypeError(f"{type(body).__name__} returns no hidden states of shape (batch, tokens, dim)")
+    return hidden
+
+
+def body_of(model: nn.Module) -> nn.Module:
+    """The model without its head."""
+    return getattr(model, "base_model", model)
 
 
 def felt_by(
@@ -102,9 +127,64 @@ def felt_by(
         if changed is None:
             return None
         felt |= moved(clean, changed, batch)
-        if not felt.any() or reach(felt).direction == "bidirectional":
+        if not felt.any() or reach(felt).direction() == "bidirectional":
             break
     return felt
+
+
+def balance(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch) -> float | None:
+    """Of what a flat query takes from both sides of it, the share that it takes from the left; 0.5 is even.
+
+    All states are zero, so that no content speaks and only what the position adds decides; then one and the same
+    content is put on all tokens to the left of the middle one (row 0), or on all to its right (row 1), equally many.
+    None where such a query takes nothing, as behind a gate that zero closes.
+    """
+    middle = TOKENS // 2
+    sides = torch.zeros(ROWS, batch.tokens, dtype=torch.bool)
+    sides[0, :middle], sides[1, middle + 1 : TOKENS] = True, True
+    output = by_token(module.forward(*_flat(args, sides, batch), **_flat(kwargs, sides, batch)), batch)
+    if output is None:
+        return None
+    left, right = ((output[row, middle] - output[-1, middle]).float().norm().item() for row in (0, 1))
+    return left / (left + right) if 0 < left + right < float("inf") else None
+
+
+def _flat(item: Any, sides: Tensor, batch: Batch) -> Any:
+    if type(item) in (tuple, list):
+        return type(item)(_flat(part, sides, batch) for part in item)
+    if isinstance(item, MutableMapping):
+        twin = copy(item)
+        for key in item:
+            twin[key] = _flat(item[key], sides, batch)
+        return twin
+    axis = _states_axis(item, batch)
+    if axis is None:
+        return item
+    # The content may differ along every axis but those of the batch and the tokens.
+    shape = [1 if place in (0, axis) else length for place, length in enumerate(item.shape)]
+    content = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(item)
+    places = [length if place in (0, axis) else 1 for place, length in enumerate(item.shape)]
+    return torch.where(sides.view(places).to(item.device), content, torch.zeros_like(item))
+
+
+class SoftmaxOverTokens(TorchDispatchMode):
+    """Notices whether anything that is computed under it normalises over the tokens, as attention does."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__()
+        self.tokens, self.seen = batch.tokens, False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        name = str(func)
+        if "attention" in name or "attn" in name:
+            self.seen = True
+        elif "softmax" in name and isinstance(output, Tensor):
+            # An attention sink adds a column.
+            self.seen |= output.ndim > 2 and output.shape[-1] in (self.tokens, self.tokens + 1)
+        return output
 
 
 class _Perturbed:
@@ -122,7 +202,7 @@ class _Perturbed:
             for key in item:
                 twin[key] = self(item[key])
             return twin
-        axis = _token_axis(item, self.batch)
+        axis = _states_axis(item, self.batch)
         if axis is None:
             return item
         self.count += 1

@@ -8,10 +8,10 @@ still crosses from one position to another, some mixing escaped the measurement,
 
 from __future__ import annotations
 
-import inspect
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,13 +27,18 @@ from bothways.bidirectional.movement import (
     POSITIONS,
     TOKENS,
     Batch,
+    SoftmaxOverTokens,
+    balance,
+    body_of,
     by_token,
     felt_by,
     make_batch,
     moved,
     reach,
     relative_change,
+    run,
 )
+from bothways.bidirectional.recurrence import runs_both_ways
 from bothways.errors import ConversionError
 
 __all__ = ["Certificate", "Mixer", "Reach", "probe"]
@@ -48,8 +53,54 @@ class _Findings:
 
     felt: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     outputs: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    attends: dict[str, bool] = field(default_factory=dict)
+    balance: dict[str, float | None] = field(default_factory=dict)
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
     loose: str | None = None
+
+
+@dataclass
+class Examination:
+    """What was measured of a model, unpadded and padded."""
+
+    model: PreTrainedModel
+    unpadded: _Findings
+    padded: _Findings
+    seconds: float
+
+    def certificate(self, treatments: Mapping[str, str] | None = None) -> Certificate:
+        """The deepest mixing sub-modules, and those around them that hide more; `treatments` is copied into it."""
+        return Certificate(
+            architecture=self.model.config.model_type,
+            attn_implementation=str(self.model.config._attn_implementation),
+            dtype=str(self.model.dtype).removeprefix("torch."),
+            tokens=TOKENS,
+            modules=tuple(_telling(self._mixers(treatments or {}))),
+            loose=tuple(dict.fromkeys(name for name in (self.unpadded.loose, self.padded.loose) if name is not None)),
+            padding_shift=relative_change(self.unpadded.hidden, self.padded.hidden).max().item(),
+            versions={"bothways": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
+            seconds=round(self.seconds, 2),
+        )
+
+    def one_way_recurrences(self) -> list[str]:
+        """The outermost sub-modules within a layer that only look back, and do not attend."""
+        found = [mixer.name for mixer in self._mixers({}) if mixer.direction == "causal" and not mixer.attends]
+        return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+
+    def _mixers(self, treatments: Mapping[str, str]) -> list[Mixer]:
+        return [
+            Mixer(
+                name=name,
+                kind=type(self.model.get_submodule(name)).__name__,
+                attends=self.unpadded.attends[name],
+                treatment=treatments.get(name, ""),
+                unpadded=_worst(felt),
+                padded=_worst(self.padded.felt.get(name, [])),
+                sees_padding=any(bool(felt[len(POSITIONS)].any()) for felt in self.padded.felt.get(name, [])),
+                balance=self.unpadded.balance[name],
+            )
+            for name, felt in self.unpadded.felt.items()
+        ]
 
 
 def probe(model: PreTrainedModel, treatments: Mapping[str, str] | None = None) -> Certificate:
@@ -59,8 +110,13 @@ def probe(model: PreTrainedModel, treatments: Mapping[str, str] | None = None) -
     The model is left as it was: training mode, random state, hooks. Costs about six forward passes of 60 tokens.
     Raises ConversionError if the model cannot be run on token ids.
     """
-    treatments = treatments or {}
+    return examine(model).certificate(treatments)
+
+
+def examine(model: PreTrainedModel, before: float = 0.0) -> Examination:
+    """`probe`, with all that it found; `before` are the seconds that earlier looks took."""
     found: list[_Findings] = []
+    begun = time.perf_counter()
     with _undisturbed(model):
         for padding in (0, PADDING):
             try:
@@ -73,28 +129,7 @@ def probe(model: PreTrainedModel, treatments: Mapping[str, str] | None = None) -
                     f"({'padded' if padding else 'unpadded'} batch).\n  Use another attn_implementation, or report the "
                     "architecture with `bothways show --certificate`."
                 ) from error
-    unpadded, padded = found
-    mixers = [
-        Mixer(
-            name=name,
-            kind=type(model.get_submodule(name)).__name__,
-            treatment=treatments.get(name, ""),
-            unpadded=_worst(unpadded.felt[name]),
-            padded=_worst(padded.felt.get(name, [])),
-            sees_padding=any(bool(felt[len(POSITIONS)].any()) for felt in padded.felt.get(name, [])),
-        )
-        for name in unpadded.felt
-    ]
-    return Certificate(
-        architecture=model.config.model_type,
-        attn_implementation=str(model.config._attn_implementation),
-        dtype=str(model.dtype).removeprefix("torch."),
-        tokens=TOKENS,
-        modules=tuple(_telling(mixers)),
-        loose=tuple(dict.fromkeys(name for name in (unpadded.loose, padded.loose) if name is not None)),
-        padding_shift=relative_change(unpadded.hidden, padded.hidden).max().item(),
-        versions={"bothways": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
-    )
+    return Examination(model, found[0], found[1], before + time.perf_counter() - begun)
 
 
 @contextmanager
@@ -114,12 +149,14 @@ def _examine(model: PreTrainedModel, batch: Batch, only: set[str] | None) -> _Fi
     """Both passes over one batch; `only` limits the sub-modules that are measured."""
     findings = _Findings()
     within_layers = set(_within_layers(model))
+    both_ways = tuple(f"{name}." for name in runs_both_ways(model))
     busy = False
 
     def measure(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         nonlocal busy
         clean = by_token(output, batch)
-        if busy or clean is None:
+        # What is inside a sub-module that is run in both directions looks one way, as it should.
+        if busy or clean is None or name.startswith(both_ways):
             return
         findings.outputs[name].append(output)
         explained = name not in within_layers and any(other.startswith(f"{name}.") for other in findings.felt)
@@ -128,13 +165,22 @@ def _examine(model: PreTrainedModel, batch: Batch, only: set[str] | None) -> _Fi
         busy = True
         try:
             felt = felt_by(module, args, kwargs, clean, batch)
+            if felt is None or not (felt.any() or hasattr(module, "is_causal") or only is not None):
+                return
+            if name not in findings.felt:
+                # What compiled kernels compute cannot be watched, but what calls them says `is_causal`.
+                watch = (
+                    nullcontext(SoftmaxOverTokens(batch)) if hasattr(module, "is_causal") else SoftmaxOverTokens(batch)
+                )
+                with watch as softmax:
+                    findings.balance[name] = balance(module, args, kwargs, batch)
+                findings.attends[name] = hasattr(module, "is_causal") or softmax.seen
+            findings.felt[name].append(felt)
         finally:
             busy = False
-        if felt is not None and (felt.any() or hasattr(module, "is_causal") or only is not None):
-            findings.felt[name].append(felt)
 
     with _hooked(model, measure):
-        findings.hidden = _run(model, batch.ids, batch)
+        findings.hidden = run(model, batch.ids, batch)
 
     mixing = [name for name in findings.felt if not any(name.startswith(f"{other}.") for other in findings.felt)]
     calls: dict[str, int] = defaultdict(int)
@@ -151,7 +197,7 @@ def _examine(model: PreTrainedModel, batch: Batch, only: set[str] | None) -> _Fi
         return None
 
     with _hooked(model, replace):
-        hidden = _run(model, batch.other_ids, batch)
+        hidden = run(model, batch.other_ids, batch)
     if findings.loose is None and _crossed(findings.hidden, hidden, batch):
         findings.loose = type(model).__name__
     findings.outputs.clear()
@@ -179,7 +225,7 @@ def _hooked(model: PreTrainedModel, hook: Callable[..., Any]) -> Iterator[None]:
     handles = []
     try:
         for name, module in model.named_modules():
-            if name and not isinstance(module, POINTWISE) and module is not _body(model):
+            if name and not isinstance(module, POINTWISE) and module is not body_of(model):
                 named = _with_name(hook, name)
                 handles.append(module.register_forward_hook(named, with_kwargs=True))
         yield
@@ -192,34 +238,19 @@ def _with_name(hook: Callable[..., Any], name: str) -> Callable[..., Any]:
     return lambda module, args, kwargs, output: hook(name, module, args, kwargs, output)
 
 
-def _body(model: PreTrainedModel) -> nn.Module:
-    """The model without its head."""
-    return getattr(model, "base_model", model)
-
-
-def _run(model: PreTrainedModel, ids: Tensor, batch: Batch) -> Tensor:
-    """Last hidden states (rows, tokens, dim)."""
-    body = _body(model)
-    # A cache would remember what the second call of a sub-module was given.
-    cache = {"use_cache": False} if "use_cache" in inspect.signature(body.forward).parameters else {}
-    hidden = by_token(body(input_ids=ids, attention_mask=batch.mask, **cache), batch)
-    if hidden is None:
-        raise TypeError(f"{type(body).__name__} returns no hidden states of shape (batch, tokens, dim)")
-    return hidden
-
-
 def _worst(calls: list[Tensor]) -> Reach:
     """The reach of the call that sees least ahead: a sub-module may be called with several masks."""
     reaches = [reach(felt) for felt in calls] or [Reach(0, 0, True)]
-    return min(reaches, key=lambda reach: (reach.direction == "bidirectional", reach.right, reach.even))
+    return min(reaches, key=lambda reach: (reach.direction() == "bidirectional", reach.right, reach.even))
 
 
 def _telling(mixers: list[Mixer]) -> list[Mixer]:
-    """The deepest mixing sub-modules, and those around them that hide more than these do."""
+    """The deepest mixing sub-modules, and those around them that attend themselves or hide more than these do."""
     kept = []
     for mixer in mixers:
         parts = [other for other in mixers if other.name.startswith(f"{mixer.name}.")]
         hides_more = all(part.direction == "bidirectional" for part in parts) and mixer.direction != "bidirectional"
-        if not parts or hides_more:
+        attends_itself = mixer.attends and not any(part.attends for part in parts)
+        if not parts or hides_more or attends_itself:
             kept.append(mixer)
     return kept

@@ -6,11 +6,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from transformers import PreTrainedConfig
 
 from bothways import artefact, loading, provenance, text
-from bothways.bidirectional.attention import make_bidirectional, prepare
+from bothways.bidirectional.attention import has_native_key, prepare
+from bothways.bidirectional.conversion import make_bidirectional
 from bothways.bidirectional.probe import probe
+from bothways.bidirectional.windows import Windows
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError, did_you_mean
 from bothways.pooling import Pooling
@@ -47,7 +51,10 @@ class Convert:
     device: str | None = None
     """Where to load the model; None: the first accelerator that works."""
     attn_implementation: str | None = None
-    """eager or sdpa; None: what transformers picks."""
+    """As in transformers; auto: the fastest that passes the measurement; None: what transformers picks."""
+    windows: Windows | Literal["auto"] = "auto"
+    """Sliding windows: keep them on both sides, full to open them, native to halve them by Gemma 3's own key, which
+    all engines honour; auto: native where the family has that key, else keep."""
     trust_remote_code: bool = False
     """Run code that the model brings along."""
     revision: str | None = None
@@ -87,13 +94,19 @@ def convert(
     )
     model, head = loading.load_decoder(folder, config, wish, with_head=chosen.head)
     if chosen.direction == "bidirectional":
-        certificate = make_bidirectional(model)
+        kernel = "auto" if chosen.attn_implementation == "auto" else None
+        certificate = make_bidirectional(model, windows=stored.windows, attn_implementation=kernel)
     else:
         prepare(model.config, "causal")
         certificate = probe(model)
     record = Record(base=str(name_or_folder), certificate=certificate).add(
         "convert",
-        settings={**vars(chosen), "prompts": dict(chosen.prompts), "max_length": stored.max_length},
+        settings={
+            **vars(chosen),
+            "prompts": dict(chosen.prompts),
+            "max_length": stored.max_length,
+            "windows": stored.windows,
+        },
         base_fingerprint=getattr(config, "_commit_hash", None)
         or provenance.fingerprint_files(loading.weight_files(folder)),
         pad_token=pad,
@@ -119,7 +132,14 @@ def _stored_settings(chosen: Convert, config: Any, tokenizer: Any) -> EncoderSet
         instruction_template=chosen.instruction_template,
         prompts=dict(chosen.prompts),
         direction=chosen.direction,
+        windows=_windows(chosen, config),
     )
+
+
+def _windows(chosen: Convert, config: PreTrainedConfig) -> Windows:
+    if chosen.windows != "auto":
+        return chosen.windows
+    return "native" if has_native_key(config) and chosen.direction == "bidirectional" else "keep"
 
 
 def _changed(settings: Convert, changes: Mapping[str, Any]) -> Convert:

@@ -1,0 +1,217 @@
+"""Step 1 on a loaded model: open what hides the future, run both ways what recurs, and prove it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+from transformers import PreTrainedModel
+
+from bothways import hardware
+from bothways.bidirectional import alibi, masks, recurrence
+from bothways.bidirectional.attention import CHUNKED, prepare, says_bidirectional, text_configs_of, treat, triangles
+from bothways.bidirectional.certificate import Certificate
+from bothways.bidirectional.movement import make_batch, run
+from bothways.bidirectional.probe import Examination, examine, probe
+from bothways.bidirectional.twin import twin_of
+from bothways.bidirectional.windows import TWINS, Windows, layer_of, measure_edges, set_windows
+from bothways.errors import ConversionError
+
+UNEVEN = 0.02
+"""How far from one half the share of the past may be, where ALiBi was mirrored."""
+KEPT = ("is_causal", "sliding_window", "config", "generate")
+"""Attributes of sub-modules that a conversion may change."""
+
+
+def make_bidirectional(
+    model: PreTrainedModel, *, windows: Windows = "keep", attn_implementation: str | None = None
+) -> Certificate:
+    """Lets every token of a loaded `AutoModel` or `AutoModelForCausalLM` see every token, in place, and proves it.
+
+    Attention is opened; what mixes tokens one way without attending (recurrences, convolutions) is run over the text
+    in both directions. `windows`: "keep" sliding windows on both sides; "full" opens them; "native" halves them by
+    Gemma 3's own key. `attn_implementation` is as in transformers (None: the model's own); "auto" takes the fastest
+    that passes. Sound to call twice. A model that cannot be converted, or not be proved to be, is given back as it
+    came.
+
+    Raises ConversionError that names the sub-module, the backend, the batch and the way out; ConfigError for a wrong
+    `windows`.
+    Source: LLM2Vec (arXiv 2404.05961), sec. 2.1, for attention.
+    """
+    refuse_untreatable(model)
+    if attn_implementation == "auto":
+        return _fastest(model, windows)
+    if attn_implementation is not None:
+        model.set_attn_implementation(attn_implementation)
+    with _given_back_on_error(model):
+        marked = any(says_bidirectional(config) for config in text_configs_of(model))
+        before = _states(model)
+        certificate = _convert(model, windows)
+        require_even(model, certificate)
+        certificate.require_bidirectional()
+        mixers, unmeasured = measure_edges(model, certificate.modules, windows, partial(_convert, windows=windows))
+        after = None if marked or before is None else _states(model)
+        same = before is not None and after is not None and torch.equal(before, after)
+        notes = (unmeasured,) if unmeasured else ()
+        certificate = replace(certificate, modules=mixers, converted=not same, notes=notes)
+    if hasattr(model, "generate") and certificate.converted:
+        # A plain function on the instance, so that the model can still be pickled, copied and wrapped by peft.
+        vars(model)["generate"] = _refuse_to_generate
+    return certificate
+
+
+def _fastest(model: PreTrainedModel, windows: Windows) -> Certificate:
+    own, refusals = model.config._attn_implementation, []
+    for kernel in hardware.attention_by_speed(model.device):
+        try:
+            return make_bidirectional(model, windows=windows, attn_implementation=kernel.value)
+        except (ValueError, ImportError, ConversionError) as error:  # not there, or does not pass
+            refusals.append(error)
+    model.set_attn_implementation(own)
+    raise next((error for error in refusals if isinstance(error, ConversionError)), refusals[0])
+
+
+def _convert(model: PreTrainedModel, windows: Windows) -> Certificate:
+    """Everything that is done to a model; returns the certificate of what came out, good or not."""
+    chunked = {
+        number
+        for config in text_configs_of(model)
+        for number, kind in enumerate(getattr(config, "layer_types", None) or ())
+        if kind == CHUNKED
+    }
+    set_windows(model, windows)
+    for config in text_configs_of(model):
+        prepare(config)
+    treatments = treat(model, open_windows=windows == "full") | alibi.mirror_alibi(model)
+    examination = _examined(model)
+    one_way = examination.one_way_recurrences()
+    if one_way:
+        with torch.no_grad():
+            recurrence.run_both_ways(model, one_way, make_batch(model, padding=0))
+        examination = examine(model, before=examination.seconds)
+    treatments |= dict.fromkeys(recurrence.runs_both_ways(model), recurrence.TREATMENT)
+    for mixer in examination.certificate().modules:
+        done = [treatments.get(mixer.name, "")]
+        done += [masks.TREATMENT] if mixer.attends and masks.masks_are_always_made(model) else []
+        done += ["chunks opened"] if layer_of(mixer.name) in chunked else []
+        treatments[mixer.name] = ", ".join(filter(None, done))
+    return examination.certificate(treatments)
+
+
+def _examined(model: PreTrainedModel) -> Examination:
+    """Where the kernels of a model fail without a mask, they get one always."""
+    try:
+        return examine(model)
+    except ConversionError as error:
+        if masks.masks_are_always_made(model) or "NoneType" not in str(error.__cause__):
+            raise
+        masks.always_make_masks(model)
+        return examine(model)
+
+
+def require_even(model: PreTrainedModel, certificate: Certificate) -> None:
+    """Nothing, unless the model has ALiBi and a flat query takes more from one side than from the other.
+
+    Raises ConversionError that names the first such sub-module.
+    """
+    if not alibi.has_alibi(model):
+        return
+    for mixer in certificate.modules:
+        if mixer.balance is not None and abs(mixer.balance - 0.5) > UNEVEN:
+            raise ConversionError(
+                f"{certificate.architecture} uses ALiBi, and a flat query of {mixer.name} ({mixer.kind}) takes "
+                f"{1 - mixer.balance:.0%} of what it takes from both sides from the future: its bias was not mirrored."
+                '\n  Keep it one-way with direction="causal", or report the architecture.'
+            )
+
+
+def plain_backend(model: PreTrainedModel, certificate: Certificate) -> str | None:
+    """The attention backend under which plain transformers code, knowing the config alone, opens this model both ways.
+
+    "sdpa", its default, if that will do, else "eager" if that will, else None: what is done to sub-modules is code's
+    work. Measured on a tiny twin that is made of the model's config and nothing else.
+    """
+    if any(work in mixer.treatment for work in _CODE for mixer in certificate.modules):
+        return None
+    for backend in ("sdpa", "eager"):
+        try:
+            twin = twin_of(model, window=TWINS[0], attn_implementation=backend)
+            if probe(twin).direction == "bidirectional":
+                return backend
+        except (ConversionError, ValueError, TypeError, RuntimeError, AttributeError, ImportError):
+            continue  # the architecture has no such kernel, or cannot be made small
+    return None
+
+
+_CODE = (recurrence.TREATMENT, masks.TREATMENT, "mirrored")
+"""Treatments that no key of a config brings about."""
+
+
+def refuse_untreatable(model: PreTrainedModel) -> None:
+    """Nothing, unless the model is of a kind that no measurement of its sub-modules could speak for.
+
+    Raises ConversionError for encoder-decoders and their decoders.
+    """
+    name = model.config.model_type
+    if model.config.is_encoder_decoder or _reads_an_encoder(model):
+        raise ConversionError(
+            f"{name} is an encoder-decoder, or the decoder half of one: its encoder already sees both ways.\n"
+            "  Use its encoder as it is, or choose a decoder-only model."
+        )
+
+
+def _reads_an_encoder(model: PreTrainedModel) -> bool:
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return "encoder_attn" in names or bool(getattr(model.config, "add_cross_attention", False))
+
+
+def _refuse_to_generate(*args: Any, **kwargs: Any) -> NoReturn:
+    raise ConversionError(
+        "generate() writes text from left to right, but this model was made bidirectional and would write nonsense.\n"
+        "  Load the decoder again, without make_bidirectional, to generate."
+    )
+
+
+@torch.no_grad()
+def _states(model: PreTrainedModel) -> torch.Tensor | None:
+    """Hidden states of a padded batch as the model computes them now; None if it cannot."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        batch = make_batch(model, padding=0)
+        return run(model, batch.ids, batch)
+    except Exception:  # whatever a model's own code may raise; the probe will say it
+        return None
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+
+
+@contextmanager
+def _given_back_on_error(model: PreTrainedModel) -> Iterator[None]:
+    configs = [(config, dict(vars(config))) for config in text_configs_of(model)]
+    kept = [(module, {name: vars(module)[name] for name in KEPT if name in vars(module)}) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for module in model.modules() for _, buffer in triangles(module)]
+    before = set(recurrence.runs_both_ways(model)), masks.masks_are_always_made(model)
+    try:
+        yield
+    except BaseException:
+        if not before[0]:
+            recurrence.run_one_way(model)
+        if not before[1]:
+            masks.make_masks_when_needed(model)
+        alibi.unmirror_alibi(model)
+        for config, values in configs:
+            vars(config).clear()
+            vars(config).update(values)
+        for module, values in kept:
+            for name in KEPT:
+                vars(module).pop(name, None)
+            vars(module).update(values)
+        for buffer, content in buffers:
+            buffer.copy_(content)
+        raise

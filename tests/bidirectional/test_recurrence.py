@@ -1,0 +1,227 @@
+"""Recurrent and convolutional mixers are run both ways: exactly, length-aware, and so that nothing undoes it."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import RECURRENT, VOCAB, tiny
+from torch import Tensor
+from transformers import AutoModel, DynamicCache, PreTrainedModel
+
+from bothways.bidirectional.conversion import make_bidirectional
+from bothways.bidirectional.probe import probe
+from bothways.bidirectional.recurrence import Rows, TwoWay, run_one_way, runs_both_ways
+from bothways.errors import ConversionError
+
+# Without attention and without positions: such a model, run both ways, does not know which way a text is read.
+MIRRORED = ["mamba", "rwkv"]
+LENGTHS = (5, 11, 8)
+
+
+def texts(seed: int = 1) -> Tensor:
+    return torch.randint(5, VOCAB, (3, 11), generator=torch.Generator().manual_seed(seed))
+
+
+def mask() -> Tensor:
+    return (torch.arange(11) < torch.tensor(LENGTHS)[:, None]).long()
+
+
+def converted(name: str) -> PreTrainedModel:
+    model = tiny(name, "eager")
+    make_bidirectional(model)
+    return model
+
+
+def hidden(model: Any, ids: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    states: Tensor = model(input_ids=texts() if ids is None else ids, attention_mask=mask() if keep is None else keep)[0]
+    return states
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=3, max_size=3))
+def test_reversing_turns_the_real_tokens_and_leaves_padding_where_it_is(real: list[list[bool]]) -> None:
+    keep, items = torch.tensor(real), torch.randn(3, 5, 7, 2)
+    turned = Rows.of(keep.long()).reverse(items, 2)
+    for row in range(3):
+        places = keep[row].nonzero().flatten()
+        assert torch.equal(turned[row, :, places], items[row, :, places.flip(0)])
+        assert torch.equal(turned[row, :, ~keep[row]], items[row, :, ~keep[row]])
+    assert torch.equal(Rows.of(keep.long()).reverse(turned, 2), items)
+
+
+def test_without_padding_reversing_is_a_flip() -> None:
+    items = torch.randn(3, 7, 2)
+    assert torch.equal(Rows.of(None).reverse(items, 1), items.flip(1))
+    assert torch.equal(Rows.of(torch.ones(3, 7)).reverse(items, 1), items.flip(1))
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_every_one_way_sub_module_is_run_both_ways(name: str) -> None:
+    model = tiny(name, "eager")
+    before = probe(model)
+    assert before.direction == "causal"
+    names, keys = [name for name, _ in model.named_parameters()], list(model.state_dict())
+    certificate = make_bidirectional(model)
+    assert certificate.direction == "bidirectional"
+    assert certificate.padding_shift < 1e-5
+    wrapped = {mixer.name for mixer in certificate.modules if mixer.treatment == "run in both directions"}
+    assert wrapped == set(runs_both_ways(model))
+    assert wrapped == {mixer.name for mixer in certificate.modules if not mixer.attends}
+    assert [name for name, _ in model.named_parameters()] == names
+    assert list(model.state_dict()) == keys
+    assert probe(model).direction == "bidirectional"
+    assert not make_bidirectional(model).difference(certificate), "converting twice changes nothing"
+
+
+@pytest.mark.parametrize("name", MIRRORED)
+def test_a_mirrored_text_has_the_mirrored_states(name: str) -> None:
+    model, rows = converted(name), Rows.of(mask())
+    with torch.no_grad():
+        states, mirrored = hidden(model), hidden(model, rows.reverse(texts(), 1))
+    real = mask().bool()
+    assert (rows.reverse(mirrored, 1) - states)[real].abs().max() < 1e-5 * states.abs().max()
+    assert (mirrored - states)[real].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_two_way_sub_module_is_the_mean_of_its_two_directions(name: str) -> None:
+    model = converted(name)
+    layer = model.get_submodule(runs_both_ways(model)[0])
+    calls: list[tuple[Any, Any, Any]] = []
+    handle = layer.register_forward_hook(lambda *call: calls.append(call[1:]), with_kwargs=True)
+    with torch.no_grad():
+        hidden(model, texts()[:, :7], torch.ones(3, 7))
+        handle.remove()
+        args, kwargs, both = calls[0]
+        forward = vars(layer).pop("forward")
+        assert isinstance(forward, TwoWay)
+        turned = [turn(item) for item in args], {key: turn(item) for key, item in kwargs.items()}
+        there, back = layer(*args, **kwargs), layer(*turned[0], **turned[1])
+    both, there, back = (item if isinstance(item, Tensor) else item[0] for item in (both, there, back))
+    assert torch.allclose(both, (there + back.flip(1)) / 2, atol=1e-6)
+
+
+def turn(item: Any) -> Any:
+    return item.flip(1) if isinstance(item, Tensor) and item.ndim == 3 else item
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_padding_and_its_content_change_nothing(name: str) -> None:
+    model = converted(name)
+    with torch.no_grad():
+        padded = hidden(model)
+        refilled = hidden(model, torch.where(mask().bool(), texts(), texts(seed=2)))
+        for row, length in enumerate(LENGTHS):
+            alone = model(input_ids=texts()[row : row + 1, :length])[0][0]
+            slack = 1e-5 * alone.abs().max().clamp(min=1)
+            assert (padded[row, :length] - alone).abs().max() < slack
+            assert (padded[row, :length] - refilled[row, :length]).abs().max() < slack
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_gradients_reach_every_converted_mixer_from_both_sides(name: str) -> None:
+    model = converted(name)
+    embedded = model.get_input_embeddings()(texts()[:1]).detach().requires_grad_()
+    model(inputs_embeds=embedded)[0][0, 5].square().sum().backward()
+    assert embedded.grad is not None
+    assert bool((embedded.grad[0].abs().amax(dim=-1) > 0).all())
+    for mixer in runs_both_ways(model):
+        parameters = [p for p in model.get_submodule(mixer).parameters() if p.requires_grad]
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in parameters), mixer
+
+
+# Both names of the switch work; the older one is what peft and trainers still call.
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("name", ["jamba", "lfm2", "mamba", "qwen3_next"])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_computes_again_with_the_padding_of_its_own_batch(name: str, reentrant: bool) -> None:
+    """Another batch, padded otherwise, is computed between the forward pass and its backward pass."""
+    gradients = []
+    for checkpointed in (False, True):
+        model = converted(name).train()
+        if checkpointed:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        states = hidden(model)
+        hidden(model, texts(seed=3)[:, :7], torch.ones(3, 7))
+        states[mask().bool()].square().sum().backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1])
+    for plain, again in zip(*gradients, strict=True):
+        assert (plain - again).abs().max() <= 1e-5 * plain.abs().max().clamp(min=1)
+
+
+def test_outside_a_forward_pass_nothing_is_guessed() -> None:
+    model = converted("mamba")
+    with pytest.raises(ConversionError, match=r"(?s)outside its model's forward pass.*activation_checkpointing_enable"):
+        model.get_submodule(runs_both_ways(model)[0])(torch.randn(1, 3, 48))
+
+
+def test_caches_are_kept_away() -> None:
+    model = converted("lfm2")
+    with torch.no_grad():
+        cached = model(input_ids=texts(), attention_mask=mask(), use_cache=True)
+        assert cached.past_key_values is None
+        assert torch.equal(cached[0], hidden(model))
+    with pytest.raises(ConversionError, match="a text is read as a whole"):
+        model(input_ids=texts(), past_key_values=DynamicCache(config=model.config))
+
+
+def test_a_ready_mask_is_refused_where_the_real_tokens_must_be_known() -> None:
+    model = converted("jamba")
+    with pytest.raises(ConversionError, match=r"attention_mask of shape \(batch, tokens\)"):
+        model(input_ids=texts(), attention_mask=torch.zeros(3, 1, 11, 11))
+    assert torch.isfinite(hidden(model)).all(), "the failed call left nothing behind"
+
+
+@pytest.mark.parametrize("name", ["mamba", "jamba"])
+def test_copies_and_pickles_are_run_both_ways_on_their_own(name: str) -> None:
+    model = converted(name)
+    with torch.no_grad():
+        expected = hidden(model)
+        for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert runs_both_ways(twin) == runs_both_ways(model)
+            for parameter in model.get_submodule(runs_both_ways(model)[0]).parameters():
+                parameter.data.zero_()
+            assert torch.equal(hidden(twin), expected)
+            assert probe(twin).direction == "bidirectional"
+            model = twin
+
+
+def test_undone_nothing_is_left() -> None:
+    model = tiny("jamba", "eager")
+    with torch.no_grad():
+        before = hidden(model)
+        make_bidirectional(model)
+        run_one_way(model)
+        model.config.is_causal = True
+        assert torch.equal(hidden(model), before)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_an_adapter_saved_and_loaded_gives_the_same_states(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    converted("jamba").save_pretrained(base)
+
+    def opened() -> PreTrainedModel:
+        model = AutoModel.from_pretrained(base, attn_implementation="eager")
+        make_bidirectional(model)
+        return model
+
+    wrapped = get_peft_model(opened(), LoraConfig(r=3, target_modules=["in_proj", "q_proj"], init_lora_weights=False))
+    wrapped.save_pretrained(str(tmp_path / "adapter"))
+    loaded = PeftModel.from_pretrained(opened(), str(tmp_path / "adapter"))
+    with torch.no_grad():
+        expected = hidden(wrapped.eval())
+        assert (hidden(opened()) - expected).abs().max() > 1e-3
+        assert (hidden(loaded.eval()) - expected).abs().max() < 1e-6
+        merged = loaded.merge_and_unload()
+        assert (hidden(merged) - expected).abs().max() < 1e-5
+    assert probe(merged).direction == "bidirectional"
