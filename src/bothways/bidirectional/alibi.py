@@ -21,7 +21,7 @@ BIASES = ("alibi", "position_bias")
 
 
 def mirror_alibi(model: nn.Module) -> dict[str, str]:
-    """Has every attention module that is handed ALiBi see the even one, in place; name -> treatment. Sound to repeat."""
+    """Has every attention module that is handed ALiBi see the even one, in place; name -> treatment."""
     done = {}
     for name, module, argument in _handed_alibi(model):
         hook = _merge_into_mask if hasattr(module, "new_decoder_architecture") else _replace

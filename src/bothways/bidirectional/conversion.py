@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bothways import hardware
@@ -16,12 +17,12 @@ from bothways.bidirectional import alibi, masks, recurrence
 from bothways.bidirectional.attention import CHUNKED, prepare, says_bidirectional, text_configs_of, treat, triangles
 from bothways.bidirectional.certificate import Certificate
 from bothways.bidirectional.movement import make_batch, run
-from bothways.bidirectional.probe import Examination, examine, probe
+from bothways.bidirectional.probe import Examination, examine, probe, undisturbed
 from bothways.bidirectional.twin import twin_of
 from bothways.bidirectional.windows import TWINS, Windows, layer_of, measure_edges, set_windows
 from bothways.errors import ConversionError
 
-UNEVEN = 0.02
+UNEVEN = 0.01
 """How far from one half the share of the past may be, where ALiBi was mirrored."""
 KEPT = ("is_causal", "sliding_window", "config", "generate")
 """Attributes of sub-modules that a conversion may change."""
@@ -49,15 +50,17 @@ def make_bidirectional(
         model.set_attn_implementation(attn_implementation)
     with _given_back_on_error(model):
         marked = any(says_bidirectional(config) for config in text_configs_of(model))
-        before = _states(model)
-        certificate = _convert(model, windows)
+        before = None if marked else _states(model)
+        certificate, after = _convert(model, windows)
         require_even(model, certificate)
         certificate.require_bidirectional()
         mixers, unmeasured = measure_edges(model, certificate.modules, windows, partial(_convert, windows=windows))
-        after = None if marked or before is None else _states(model)
-        same = before is not None and after is not None and torch.equal(before, after)
-        notes = (unmeasured,) if unmeasured else ()
-        certificate = replace(certificate, modules=mixers, converted=not same, notes=notes)
+        certificate = replace(
+            certificate,
+            modules=mixers,
+            converted=before is None or not torch.equal(before, after),
+            notes=(unmeasured,) if unmeasured else (),
+        )
     if hasattr(model, "generate") and certificate.converted:
         # A plain function on the instance, so that the model can still be pickled, copied and wrapped by peft.
         vars(model)["generate"] = _refuse_to_generate
@@ -75,8 +78,8 @@ def _fastest(model: PreTrainedModel, windows: Windows) -> Certificate:
     raise next((error for error in refusals if isinstance(error, ConversionError)), refusals[0])
 
 
-def _convert(model: PreTrainedModel, windows: Windows) -> Certificate:
-    """Everything that is done to a model; returns the certificate of what came out, good or not."""
+def _convert(model: PreTrainedModel, windows: Windows) -> tuple[Certificate, Tensor]:
+    """Everything that is done to a model; returns the certificate of what came out, good or not, and its states."""
     chunked = {
         number
         for config in text_configs_of(model)
@@ -90,7 +93,7 @@ def _convert(model: PreTrainedModel, windows: Windows) -> Certificate:
     examination = _examined(model)
     one_way = examination.one_way_recurrences()
     if one_way:
-        with torch.no_grad():
+        with undisturbed(model):
             recurrence.run_both_ways(model, one_way, make_batch(model, padding=0))
         examination = examine(model, before=examination.seconds)
     treatments |= dict.fromkeys(recurrence.runs_both_ways(model), recurrence.TREATMENT)
@@ -99,7 +102,7 @@ def _convert(model: PreTrainedModel, windows: Windows) -> Certificate:
         done += [masks.TREATMENT] if mixer.attends and masks.masks_are_always_made(model) else []
         done += ["chunks opened"] if layer_of(mixer.name) in chunked else []
         treatments[mixer.name] = ", ".join(filter(None, done))
-    return examination.certificate(treatments)
+    return examination.certificate(treatments), examination.hidden
 
 
 def _examined(model: PreTrainedModel) -> Examination:
@@ -176,19 +179,14 @@ def _refuse_to_generate(*args: Any, **kwargs: Any) -> NoReturn:
     )
 
 
-@torch.no_grad()
-def _states(model: PreTrainedModel) -> torch.Tensor | None:
-    """Hidden states of a padded batch as the model computes them now; None if it cannot."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        batch = make_batch(model, padding=0)
-        return run(model, batch.ids, batch)
-    except Exception:  # whatever a model's own code may raise; the probe will say it
-        return None
-    finally:
-        for module, was_training in training.items():
-            module.training = was_training
+def _states(model: PreTrainedModel) -> Tensor | None:
+    """Hidden states of the probe's texts as the model computes them now; None if it cannot."""
+    with undisturbed(model):
+        try:
+            batch = make_batch(model, padding=0)
+            return run(model, batch.ids, batch)
+        except Exception:  # whatever a model's own code may raise; the probe will say it
+            return None
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from bothways.bidirectional.certificate import Reach
 
 # Primes that no model has as its width, so that an axis of this length is the axis of the tokens.
 TOKENS = 11
-PADDING = 6
+PADDING = 2
 POSITIONS = (0, TOKENS // 2, TOKENS - 1)
 """Row r is perturbed at POSITIONS[r]; the row after these at its padding, and the last row not at all."""
 ROWS = len(POSITIONS) + 2
@@ -25,6 +25,8 @@ STRENGTH = 2.0
 """Size of a perturbation, relative to the root mean square of what is perturbed."""
 DRAWS = 3
 """Perturbations tried before a position counts as unseen."""
+ROUNDING = 1e-6
+"""Relative change that float32 arithmetic alone may cause, as where experts are handed other numbers of tokens."""
 NOISE_MARGIN = 8.0
 """A position has moved if it moved this many times as far as the row whose own input is untouched."""
 
@@ -216,7 +218,7 @@ class _Perturbed:
 def moved(clean: Tensor, changed: Tensor, batch: Batch) -> Tensor:
     """Which real, untouched positions differ by more than chance, as the untouched row shows it; (rows, TOKENS)."""
     change = relative_change(clean, changed)
-    floor = torch.finfo(clean.dtype).eps / 16
+    floor = max(torch.finfo(clean.dtype).eps / 16, ROUNDING)
     return (change > torch.clamp(NOISE_MARGIN * change[-1].max(), min=floor)).cpu() & ~batch.touched[:, :TOKENS]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from bothways import __version__
 from bothways.bidirectional.certificate import Certificate, Mixer, Reach
@@ -87,6 +88,11 @@ class Examination:
         found = [mixer.name for mixer in self._mixers({}) if mixer.direction == "causal" and not mixer.attends]
         return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
 
+    @property
+    def hidden(self) -> Tensor:
+        """Last hidden states (rows, tokens, dim) of the unpadded batch."""
+        return self.unpadded.hidden
+
     def _mixers(self, treatments: Mapping[str, str]) -> list[Mixer]:
         return [
             Mixer(
@@ -117,7 +123,7 @@ def examine(model: PreTrainedModel, before: float = 0.0) -> Examination:
     """`probe`, with all that it found; `before` are the seconds that earlier looks took."""
     found: list[_Findings] = []
     begun = time.perf_counter()
-    with _undisturbed(model):
+    with undisturbed(model):
         for padding in (0, PADDING):
             try:
                 batch = make_batch(model, padding)
@@ -132,13 +138,20 @@ def examine(model: PreTrainedModel, before: float = 0.0) -> Examination:
     return Examination(model, found[0], found[1], before + time.perf_counter() - begun)
 
 
+def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+    """flex_attention compiles anew for every mask it meets, half a minute each on CPU: here it runs as it is."""
+    flex = getattr(getattr(model, "config", None), "_attn_implementation", None) == "flex_attention"
+    return torch.compiler.set_stance("force_eager") if flex else nullcontext()
+
+
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients and no trace in the random state; training modes as they were afterwards."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         # No inference mode: its tensors would stay in the model's caches and break a later backward pass.
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
+        with torch.no_grad(), torch.random.fork_rng(devices=()), _uncompiled(model):
             yield
     finally:
         for module, was_training in training.items():
@@ -146,7 +159,16 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _examine(model: PreTrainedModel, batch: Batch, only: set[str] | None) -> _Findings:
-    """Both passes over one batch; `only` limits the sub-modules that are measured."""
+    """Both passes over one batch; `only` limits the sub-modules that are measured.
+
+    What looks like a feed-forward part, two thirds of a model's weights, is spared at first. Where the second pass
+    finds something unexplained, it is measured too.
+    """
+    findings = _passes(model, batch, only, spare=True)
+    return findings if findings.loose is None else _passes(model, batch, only, spare=False)
+
+
+def _passes(model: PreTrainedModel, batch: Batch, only: set[str] | None, *, spare: bool) -> _Findings:
     findings = _Findings()
     within_layers = set(_within_layers(model))
     both_ways = tuple(f"{name}." for name in runs_both_ways(model))
@@ -162,19 +184,16 @@ def _examine(model: PreTrainedModel, batch: Batch, only: set[str] | None) -> _Fi
         explained = name not in within_layers and any(other.startswith(f"{name}.") for other in findings.felt)
         if explained if only is None else name not in only:
             return
+        if spare and only is None and len(args) == 1 and not kwargs and _feeds_forward(module):
+            return
         busy = True
         try:
             felt = felt_by(module, args, kwargs, clean, batch)
             if felt is None or not (felt.any() or hasattr(module, "is_causal") or only is not None):
                 return
-            if name not in findings.felt:
-                # What compiled kernels compute cannot be watched, but what calls them says `is_causal`.
-                watch = (
-                    nullcontext(SoftmaxOverTokens(batch)) if hasattr(module, "is_causal") else SoftmaxOverTokens(batch)
-                )
-                with watch as softmax:
-                    findings.balance[name] = balance(module, args, kwargs, batch)
-                findings.attends[name] = hasattr(module, "is_causal") or softmax.seen
+            if only is None and name not in findings.felt:
+                attends, findings.balance[name] = _weigh(module, args, kwargs, batch)
+                findings.attends[name] = attends
             findings.felt[name].append(felt)
         finally:
             busy = False
@@ -202,6 +221,24 @@ def _examine(model: PreTrainedModel, batch: Batch, only: set[str] | None) -> _Fi
         findings.loose = type(model).__name__
     findings.outputs.clear()
     return findings
+
+
+def _feeds_forward(module: nn.Module) -> bool:
+    leaves = [part for part in module.modules() if not any(True for _ in part.children())]
+    linear = [part for part in leaves if isinstance(part, nn.Linear | Conv1D)]
+    others = [part for part in leaves if part not in linear and not isinstance(part, nn.Dropout)]
+    activations = not any(True for part in others for _ in part.parameters())
+    return len(linear) > 1 and activations and not hasattr(module, "is_causal")
+
+
+def _weigh(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch) -> tuple[bool, float | None]:
+    """Whether a sub-module attends, and what a flat query of it takes from the past."""
+    if hasattr(module, "is_causal"):
+        # What compiled kernels compute cannot be watched, but what calls them says `is_causal`.
+        return True, balance(module, args, kwargs, batch)
+    with SoftmaxOverTokens(batch) as softmax:
+        taken = balance(module, args, kwargs, batch)
+    return softmax.seen, taken
 
 
 def _crossed(clean: Tensor | None, changed: Tensor | None, batch: Batch) -> bool:

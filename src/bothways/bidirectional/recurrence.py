@@ -1,4 +1,4 @@
-"""Two-way recurrence: a sub-module that only looks back is run over the text in both directions, and the two are averaged.
+"""Two-way recurrence: a sub-module that only looks back is run over the text in both directions; their mean counts.
 
 State-space, delta-rule, gated and convolutional mixers hide the future by the way they compute, so that no mask opens
 them. The instance's `forward` is put behind one that calls it twice: parameters, their names, adapters and checkpoints

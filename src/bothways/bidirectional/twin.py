@@ -89,7 +89,10 @@ SIZES: tuple[tuple[str, Rule], ...] = (
     (r"(\w*_)?num_\w*(layers|blocks|quantizers)|num_layers|num_blocks?|n_layers?|\w+coder_layers|depth", _at_most(2)),
     (r"hidden_size_\w+|\w*(size|dim|width|channels?|rank|filters)|d_\w+|dim_\w+", _at_most(WIDTH)),
 )
-WINDOW = r"(\w*_)?(sliding|attention|local)_window(_size|_len)?|window_size|attention_chunk_size|local_attention"
+WINDOW = (
+    r"(\w*_)?(sliding|attention|local)_window(_size|_len)?|window_size|attention_chunk_size|local_attention|"
+    r"(local|lsh)_attn_chunk_length"
+)
 OFF = r".*(dropout|pdrop|layerdrop|jitter).*"
 TOKEN = r".*token_(id|ids|index)"
 
