@@ -41,7 +41,9 @@ def converted(name: str) -> PreTrainedModel:
 
 
 def hidden(model: Any, ids: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-    states: Tensor = model(input_ids=texts() if ids is None else ids, attention_mask=mask() if keep is None else keep)[0]
+    states: Tensor = model(input_ids=texts() if ids is None else ids, attention_mask=mask() if keep is None else keep)[
+        0
+    ]
     return states
 
 

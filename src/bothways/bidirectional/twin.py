@@ -125,12 +125,16 @@ def tiny_decoder(architecture: str, attn_implementation: str, *, head: bool = Fa
 
 
 def twin_of(model: PreTrainedModel, *, window: int, attn_implementation: str | None = None) -> PreTrainedModel:
-    """A tiny random model of the class of `model`, with `window` tokens in its windows.
-
-    `attn_implementation` is the backend of `model` if None.
-    """
-    backend: str = attn_implementation or model.config._attn_implementation
-    return _built(type(model), shrunken(model.config, window=window), backend, seed=0)
+    """A tiny random model of the class of `model`, with `window` tokens in its windows; None: with its backend too."""
+    kernel = attn_implementation or model.config._attn_implementation
+    small = shrunken(model.config, window=window)
+    if "flash" not in kernel:
+        return _built(type(model), small, kernel, seed=0)
+    # Flash kernels run where the model is and in its half precision. That they are there, the model has shown.
+    twin = _built(type(model), small, "eager", seed=0).to(model.device, model.dtype)
+    for part in (module.config for module in twin.modules() if hasattr(module, "config")):
+        part._attn_implementation = kernel
+    return twin
 
 
 @torch.no_grad()

@@ -129,7 +129,7 @@ def _tell_module(module: nn.Module, windows: Windows) -> None:
     if not isinstance(config, PreTrainedConfig) or _window(config) is None:
         return
     wider = int(windows != "native" and "flash" in str(config._attn_implementation))
-    if isinstance(vars(module).get("sliding_window"), int) and (windows == "full" or wider):
+    if isinstance(vars(module).get("sliding_window"), int) and (windows != "keep" or wider):
         vars(module)["sliding_window"] = getattr(config, _window_name(config)) + wider
     elif wider and hasattr(module, "is_causal"):
         vars(module)["config"] = WiderConfig(config)
