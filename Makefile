@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH ?= demo
 
-.PHONY: install test check demo bench
+.PHONY: install test check demo bench architectures
 .DEFAULT_GOAL := install
 
 install: .venv/installed
@@ -27,6 +27,11 @@ check: install
 
 demo: install
 	$(BIN)/bothways demo
+
+# The page appears whole or not at all; a silent failure leaves the old one and says which.
+architectures: install
+	$(BIN)/bothways architectures --markdown > docs/architectures.md.new || (rm -f docs/architectures.md.new; exit 1)
+	mv docs/architectures.md.new docs/architectures.md
 
 bench: install
 	$(BIN)/python -m benchmarks $(BENCH) --json benchmarks/results/$(BENCH).json

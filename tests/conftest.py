@@ -13,6 +13,7 @@ from jaxtyping import config, install_import_hook
 install_import_hook("bothways", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pydoc_data import topics
@@ -23,6 +24,9 @@ import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+# For `from pages import ...`. Last, so that no folder beside this file hides a package of the same name.
+sys.path.append(str(Path(__file__).parent))
 
 # The same examples in every run, and no memory of earlier ones: a failure here is a failure everywhere.
 settings.register_profile("house", derandomize=True, database=None, deadline=None)

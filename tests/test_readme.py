@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pages import blocks, run
 
 from bothways import loading
 from bothways.cli import main
@@ -20,12 +21,8 @@ ELSEWHERE = ("make", "bothways demo")
 """Commands that are run by the continuous integration itself, or by the demo's own tests."""
 
 
-def blocks(language: str, page: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
-
-
 def commands() -> list[str]:
-    lines = (line for block in blocks("console") for line in block.splitlines())
+    lines = (line for block in blocks("console", README) for line in block.splitlines())
     given = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
     return list(dict.fromkeys(line for line in given if not line.startswith(ELSEWHERE)))
 
@@ -45,19 +42,14 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama_folder: Pat
 
 @pytest.mark.filterwarnings("ignore:.*were cut")
 def test_the_python_runs(desk: Path) -> None:
-    scope: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(compile(block, "<python in README.md>", "exec"), scope)
+    run(ROOT / "README.md")
     assert (desk / "my-encoder" / "modules.json").exists()
 
 
-def test_the_python_of_downstream_runs_and_learns(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    scope: dict[str, object] = {}
-    found = blocks("python", (ROOT / "docs" / "downstream.md").read_text(encoding="utf-8"))
-    for block in found:
-        exec(compile(block, "<python in downstream.md>", "exec"), scope)
-    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines() if line.startswith("loss ")]
-    assert len(found) == 3
+def test_the_python_of_downstream_runs_and_learns(desk: Path) -> None:
+    printed = run(ROOT / "docs" / "downstream.md")
+    losses = [float(text.removeprefix("loss ")) for text in printed if text.startswith("loss ")]
+    assert len(printed) == 3
     assert len(losses) == 2
     # Guessing between two classes costs 0.69 nats.
     assert max(losses) < 0.69

@@ -104,6 +104,7 @@ def load_decoder(
 ) -> tuple[PreTrainedModel, Head | None]:
     """Trunk and head of a causal language model, in evaluation mode, on its device.
 
+    An encoder that transformers also offers as a decoder comes without its head where that is more than a matrix.
     Raises ConversionError for what is no decoder, DataError if weights are missing.
     """
     device, arguments = wish.arguments()
@@ -121,7 +122,13 @@ def load_decoder(
         return load_trunk(folder, config, wish), None
     model = _complete(AutoModelForCausalLM, folder, config, arguments, device)
     trunk: Any = model.base_model
-    return trunk, head_of(model)
+    try:
+        return trunk, head_of(model)
+    except ConversionError:
+        # What is an encoder unless told otherwise (BERT) computes its logits in ways of its own, and needs no MNTP.
+        if getattr(config, "is_decoder", True):
+            raise
+        return trunk, None
 
 
 def load_trunk(folder: Path, config: PreTrainedConfig, wish: Wish) -> PreTrainedModel:

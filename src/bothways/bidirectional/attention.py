@@ -14,7 +14,7 @@ CHUNKED, FULL = "chunked_attention", "full_attention"
 NATIVE_KEY = "use_bidirectional_attention"
 
 # Sub-models for other media are not ours to convert.
-NOT_TEXT = re.compile("vision|audio|image|video|speech|vq", re.IGNORECASE)
+NOT_TEXT = re.compile("vision|visual|audio|image|video|speech|vq", re.IGNORECASE)
 
 
 def prepare(config: PreTrainedConfig, direction: Literal["bidirectional", "causal"] = "bidirectional") -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from bothways.errors import ConversionError
@@ -164,9 +164,10 @@ class Certificate:
     def summary(self) -> str:
         """One line: what was measured, where, and how it came out."""
         kinds = ", ".join(dict.fromkeys(module.kind for module in self.modules))
+        came = "" if self.converted else " as it came, nothing to convert"
         return (
-            f"{self.architecture}: {self.direction}, measured in {len(self.modules)} mixing sub-modules ({kinds}), "
-            f"unpadded and padded, {self.attn_implementation}, {self.dtype}"
+            f"{self.architecture}: {self.direction}{came}, measured in {len(self.modules)} mixing sub-modules "
+            f"({kinds}), unpadded and padded, {self.attn_implementation}, {self.dtype}"
         )
 
     def rows(self) -> list[dict[str, str]]:
@@ -182,6 +183,14 @@ class Certificate:
             }
             for module in self.modules
         ]
+
+    def kinds(self) -> dict[Mixer, list[str]]:
+        """The mixing sub-modules that differ in more than their name -> the names of all that are like them."""
+        found: dict[Mixer, list[str]] = {}
+        for module in self.modules:
+            balance = None if module.balance is None else round(module.balance, 2)
+            found.setdefault(replace(module, name="", balance=balance), []).append(module.name)
+        return found
 
     def _shown(self, module: Mixer, reach: Reach) -> str:
         whole = "all" if module.window is None else str(module.window)

@@ -24,7 +24,8 @@ from bothways.errors import ConversionError
 
 UNEVEN = 0.01
 """How far from one half the share of the past may be, where ALiBi was mirrored."""
-KEPT = ("is_causal", "sliding_window", "config", "generate")
+SELECTOR, SELECTION = "indexer", "selection opened"
+KEPT = ("is_causal", "sliding_window", "config", "generate", SELECTOR)
 """Attributes of sub-modules that a conversion may change."""
 
 
@@ -91,6 +92,9 @@ def _convert(model: PreTrainedModel, windows: Windows) -> tuple[Certificate, Ten
         prepare(config)
     treatments = treat(model, open_windows=windows == "full") | alibi.mirror_alibi(model)
     examination = _examined(model)
+    if _open_selections(model, examination):
+        examination = examine(model, before=examination.seconds)
+    treatments |= dict.fromkeys(_opened_selections(model), SELECTION)
     one_way = examination.one_way_recurrences()
     if one_way:
         with undisturbed(model):
@@ -103,6 +107,25 @@ def _convert(model: PreTrainedModel, windows: Windows) -> tuple[Certificate, Ten
         done += ["chunks opened"] if layer_of(mixer.name) in chunked else []
         treatments[mixer.name] = ", ".join(filter(None, done))
     return examination.certificate(treatments), examination.hidden
+
+
+def _open_selections(model: PreTrainedModel, examination: Examination) -> bool:
+    """Where attention that first selects among earlier tokens still hides later ones, it selects no more.
+
+    Up to as many tokens as it would select, that is what it computes anyway. The selecting part keeps its weights.
+    """
+    opened = False
+    for mixer in examination.certificate().modules:
+        module = model.get_submodule(mixer.name)
+        if mixer.attends and mixer.direction != "bidirectional" and SELECTOR in dict(module.named_children()):
+            # Hides the child from its module's code, and from nothing else.
+            vars(module)[SELECTOR] = None
+            opened = True
+    return opened
+
+
+def _opened_selections(model: PreTrainedModel) -> list[str]:
+    return [name for name, module in model.named_modules() if SELECTOR in vars(module) and SELECTOR in module._modules]
 
 
 def _examined(model: PreTrainedModel) -> Examination:
@@ -150,7 +173,7 @@ def plain_backend(model: PreTrainedModel, certificate: Certificate) -> str | Non
     return None
 
 
-_CODE = (recurrence.TREATMENT, masks.TREATMENT, "mirrored")
+_CODE = (recurrence.TREATMENT, masks.TREATMENT, SELECTION, "mirrored")
 """Treatments that no key of a config brings about."""
 
 

@@ -6,12 +6,12 @@ import inspect
 from collections.abc import Mapping, MutableMapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from bothways.bidirectional.certificate import Reach
 
@@ -47,7 +47,9 @@ class Batch:
 
 def make_batch(model: PreTrainedModel, padding: int) -> Batch:
     """The same random texts whatever the padding, without special tokens."""
-    embeddings = cast(Tensor, model.get_input_embeddings().weight)
+    embeddings = getattr(model.get_input_embeddings(), "weight", None)
+    if embeddings is None:
+        raise TypeError("it does not read the token ids of one vocabulary")
     special = _special_ids(model.config)
     plain = torch.tensor([token for token in range(embeddings.shape[0]) if token not in special])
     draws = torch.randint(len(plain), (2, ROWS, TOKENS + PADDING), generator=torch.Generator().manual_seed(0))
@@ -152,6 +154,8 @@ def balance(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ba
 
 
 def _flat(item: Any, sides: Tensor, batch: Batch) -> Any:
+    if isinstance(item, Cache):
+        return None
     if type(item) in (tuple, list):
         return type(item)(_flat(part, sides, batch) for part in item)
     if isinstance(item, MutableMapping):
@@ -171,6 +175,9 @@ def _flat(item: Any, sides: Tensor, batch: Batch) -> Any:
 
 class SoftmaxOverTokens(TorchDispatchMode):
     """Notices whether anything that is computed under it normalises over the tokens, as attention does."""
+
+    # flex_attention is one operator of a higher order, and passes through.
+    supports_higher_order_operators = True
 
     def __init__(self, batch: Batch) -> None:
         super().__init__()
@@ -196,6 +203,8 @@ class _Perturbed:
         self.batch, self.generator, self.count = batch, generator, 0
 
     def __call__(self, item: Any) -> Any:
+        if isinstance(item, Cache):
+            return None  # it has seen the clean text
         if type(item) in (tuple, list):
             return type(item)(self(part) for part in item)
         if isinstance(item, MutableMapping):

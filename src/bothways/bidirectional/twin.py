@@ -131,8 +131,9 @@ def twin_of(model: PreTrainedModel, *, window: int, attn_implementation: str | N
     if "flash" not in kernel:
         return _built(type(model), small, kernel, seed=0)
     # Flash kernels run where the model is and in its half precision. That they are there, the model has shown.
-    twin = _built(type(model), small, "eager", seed=0).to(model.device, model.dtype)
-    for part in (module.config for module in twin.modules() if hasattr(module, "config")):
+    twin = _built(type(model), small, "eager", seed=0)
+    twin.to(device=model.device, dtype=model.dtype)  # type: ignore[call-arg]
+    for part in _parts(twin.config):
         part._attn_implementation = kernel
     return twin
 

@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": ("using", "Measure encoders on local tasks, tf-idf beside them."),
     "encode": ("using", "Write the vectors of a file of texts as Parquet."),
     "show": ("showing", "Show what an encoder is and how it became so."),
+    "architectures": ("surveying", "Measure which decoders of transformers become bidirectional."),
     "demo": ("making", "Train an encoder of this machine's documentation, offline, in minutes."),
 }
 """Verb -> the module with its function, and what it does."""

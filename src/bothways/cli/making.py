@@ -25,8 +25,9 @@ def convert(decoder: Positional[str], settings: OmitArgPrefixes[Convert], out: P
     quiet()
     encoder = make(decoder, settings)
     encoder.save_pretrained(out)
-    if encoder.record.certificate is not None:
-        say(encoder.record.certificate.summary())
+    certificate = encoder.record.certificate
+    if certificate is not None:
+        say(f"{certificate.summary()} ({certificate.seconds:.1f} s)")
     say(f"convert: written to {out}")
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from tyro.conf import Positional
 
 from bothways import provenance
+from bothways.bidirectional.certificate import Certificate
 from bothways.cli.tables import console
 from bothways.errors import DataError
 from bothways.evaluation.tables import Cell, Row, table
@@ -46,6 +47,22 @@ def show(folder: Positional[Path], certificate: bool = False, json: bool = False
         out.print(f"[bold]Certificate[/]: {escape(record.certificate.summary())}", soft_wrap=True)
         if certificate:
             out.print(table("Who sees whom", record.certificate.rows()))
+            _draw(out, record.certificate)
+
+
+def _draw(out: Console, certificate: Certificate) -> None:
+    """A matrix for each kind of sub-module: row i, column j is filled where token i sees token j."""
+    for kind, names in certificate.kinds().items():
+        many = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
+        nature = "attention" if kind.attends else "recurrence or convolution"
+        edge = f", sees {kind.window} tokens either way" if kind.window is not None else ""
+        out.print(f"\n[bold]{escape(many)}[/]: {kind.kind}, {nature}, {kind.treatment or 'config flag'}{edge}")
+        reach, tokens = kind.unpadded, range(certificate.tokens)
+        for row in tokens:
+            seen = (row - reach.left <= column <= row + reach.right for column in tokens)
+            out.print(" ".join("■" if cell else "·" for cell in seen))
+    for note in certificate.notes:
+        out.print(escape(f"note: {note}"), soft_wrap=True)
 
 
 def _encoder_in(folder: Path) -> Path:
