@@ -16,7 +16,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import CASES, TINY, VOCAB, WINDOW, tiny
 from torch import Tensor, nn
-from transformers import AutoModel, BartConfig, BartModel, BertConfig, BertModel, Gemma3Config, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    Gemma3Config,
+    PreTrainedModel,
+)
 
 from bothways.bidirectional.attention import prepare, treat
 from bothways.bidirectional.conversion import make_bidirectional
@@ -256,7 +265,7 @@ def test_a_saved_model_is_bidirectional_when_plain_code_loads_it(name: str, tmp_
         assert torch.equal(again(input_ids=ids)[0], model(input_ids=ids)[0])
 
 
-def test_a_model_with_its_head_converts_and_no_longer_generates() -> None:
+def test_a_model_with_its_head_converts_and_no_longer_generates(tmp_path: Path) -> None:
     model = tiny("llama", head=True)
     certificate = make_bidirectional(model)
     assert [module.name for module in certificate.modules] == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
@@ -265,6 +274,11 @@ def test_a_model_with_its_head_converts_and_no_longer_generates() -> None:
         with pytest.raises(ConversionError, match="made bidirectional and would write nonsense"):
             one.generate(ids)
         assert torch.equal(one(input_ids=ids).logits, model(input_ids=ids).logits)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    make_bidirectional(again)
+    with pytest.raises(ConversionError, match="made bidirectional and would write nonsense"):
+        again.generate(ids)
 
 
 # peft 0.21 asks transformers by a name that 5.23 has deprecated.

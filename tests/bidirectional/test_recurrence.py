@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModel, DynamicCache, PreTrainedModel
 
 from bothways.bidirectional.conversion import make_bidirectional
+from bothways.bidirectional.gate import GATE, GATE_START
 from bothways.bidirectional.probe import probe
 from bothways.bidirectional.recurrence import Rows, TwoWay, run_one_way, runs_both_ways
 from bothways.errors import ConversionError
@@ -37,6 +38,14 @@ def mask() -> Tensor:
 def converted(name: str) -> PreTrainedModel:
     model = tiny(name, "eager")
     make_bidirectional(model)
+    return model
+
+
+def half_and_half(model: PreTrainedModel) -> PreTrainedModel:
+    """Both directions count alike, as they do at the start for nobody but a test."""
+    for name, parameter in model.named_parameters():
+        if GATE in name:
+            parameter.data.zero_()
     return model
 
 
@@ -76,15 +85,15 @@ def test_every_one_way_sub_module_is_run_both_ways(name: str) -> None:
     wrapped = {mixer.name for mixer in certificate.modules if mixer.treatment == "run in both directions"}
     assert wrapped == set(runs_both_ways(model))
     assert wrapped == {mixer.name for mixer in certificate.modules if not mixer.attends}
-    assert [name for name, _ in model.named_parameters()] == names
-    assert list(model.state_dict()) == keys
+    assert [name for name, _ in model.named_parameters() if GATE not in name] == names
+    assert [key for key in model.state_dict() if GATE not in key] == keys
     assert probe(model).direction == "bidirectional"
     assert not make_bidirectional(model).difference(certificate), "converting twice changes nothing"
 
 
 @pytest.mark.parametrize("name", MIRRORED)
 def test_a_mirrored_text_has_the_mirrored_states(name: str) -> None:
-    model, rows = converted(name), Rows.of(mask())
+    model, rows = half_and_half(converted(name)), Rows.of(mask())
     with torch.no_grad():
         states, mirrored = hidden(model), hidden(model, rows.reverse(texts(), 1))
     real = mask().bool()
@@ -93,8 +102,9 @@ def test_a_mirrored_text_has_the_mirrored_states(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECURRENT)
-def test_a_two_way_sub_module_is_the_mean_of_its_two_directions(name: str) -> None:
-    model = converted(name)
+@pytest.mark.parametrize("half", [False, True])
+def test_a_two_way_sub_module_is_its_two_directions_through_its_gate(name: str, half: bool) -> None:
+    model = half_and_half(converted(name)) if half else converted(name)
     layer = model.get_submodule(runs_both_ways(model)[0])
     calls: list[tuple[Any, Any, Any]] = []
     handle = layer.register_forward_hook(lambda *call: calls.append(call[1:]), with_kwargs=True)
@@ -107,7 +117,8 @@ def test_a_two_way_sub_module_is_the_mean_of_its_two_directions(name: str) -> No
         turned = [turn(item) for item in args], {key: turn(item) for key, item in kwargs.items()}
         there, back = layer(*args, **kwargs), layer(*turned[0], **turned[1])
     both, there, back = (item if isinstance(item, Tensor) else item[0] for item in (both, there, back))
-    assert torch.allclose(both, (there + back.flip(1)) / 2, atol=1e-6)
+    share = 0.5 if half else GATE_START
+    assert torch.allclose(both, (1 - share) * there + share * back.flip(1), atol=1e-6)
 
 
 def turn(item: Any) -> Any:
@@ -205,6 +216,30 @@ def test_undone_nothing_is_left() -> None:
         model.config.is_causal = True
         assert torch.equal(hidden(model), before)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["jamba", "mamba"])
+@pytest.mark.parametrize("size", ["5GB", "40KB"])
+def test_gates_that_were_trained_are_there_again_when_the_folder_is_converted(
+    name: str, size: str, tmp_path: Path
+) -> None:
+    model = converted(name)
+    with torch.no_grad():
+        for number, mixer in enumerate(runs_both_ways(model)):
+            model.get_submodule(mixer).get_submodule(GATE).get_parameter("logit").fill_(0.01 * number)
+        expected = hidden(model)
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        assert len(list(tmp_path.glob("*.safetensors"))) == 1 or size != "5GB"
+        again = AutoModel.from_pretrained(tmp_path, attn_implementation="eager")
+        make_bidirectional(again)
+        assert torch.equal(hidden(again), expected)
+        headed = tiny(name, "eager", head=True)
+        make_bidirectional(headed)
+        headed.base_model.load_state_dict(model.state_dict())
+        headed.save_pretrained(tmp_path / "headed")
+        trunk = AutoModel.from_pretrained(tmp_path / "headed", attn_implementation="eager")
+        make_bidirectional(trunk)
+        assert torch.equal(hidden(trunk), expected)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -56,6 +56,8 @@ class Mixer:
     """Whether it takes a softmax over the tokens; what does not is a recurrence or a convolution."""
     balance: float | None = None
     """Of what a flat query takes from both sides, the share from the left; 0.5 is even, None: it takes nothing."""
+    share: float | None = None
+    """Of what is run in both directions, the mean share of the second one, which is learned; None: it is not gated."""
     window: int | None = None
     """How many tokens away it sees where that is more than the probe's length: measured on a shrunken twin."""
 
@@ -176,7 +178,8 @@ class Certificate:
             {
                 "module": module.name,
                 "kind": module.kind,
-                "treatment": module.treatment or "config flag",
+                "treatment": (module.treatment or "config flag")
+                + ("" if module.share is None else f" (second: {module.share:.0%})"),
                 "unpadded": self._shown(module, module.unpadded),
                 "padded": self._shown(module, module.padded) + (", sees padding" if module.sees_padding else ""),
                 "past : future": "" if module.balance is None else f"{module.balance:.2f} : {1 - module.balance:.2f}",
@@ -189,7 +192,8 @@ class Certificate:
         found: dict[Mixer, list[str]] = {}
         for module in self.modules:
             balance = None if module.balance is None else round(module.balance, 2)
-            found.setdefault(replace(module, name="", balance=balance), []).append(module.name)
+            share = None if module.share is None else round(module.share, 2)
+            found.setdefault(replace(module, name="", balance=balance, share=share), []).append(module.name)
         return found
 
     def _shown(self, module: Mixer, reach: Reach) -> str:

@@ -16,6 +16,7 @@ from bothways import hardware
 from bothways.bidirectional import alibi, masks, recurrence
 from bothways.bidirectional.attention import CHUNKED, prepare, says_bidirectional, text_configs_of, treat, triangles
 from bothways.bidirectional.certificate import Certificate
+from bothways.bidirectional.gate import load_gates
 from bothways.bidirectional.movement import make_batch, run
 from bothways.bidirectional.probe import Examination, examine, probe, undisturbed
 from bothways.bidirectional.twin import twin_of
@@ -99,6 +100,7 @@ def _convert(model: PreTrainedModel, windows: Windows) -> tuple[Certificate, Ten
     if one_way:
         with undisturbed(model):
             recurrence.run_both_ways(model, one_way, make_batch(model, padding=0))
+        load_gates(model)
         examination = examine(model, before=examination.seconds)
     treatments |= dict.fromkeys(recurrence.runs_both_ways(model), recurrence.TREATMENT)
     for mixer in examination.certificate().modules:

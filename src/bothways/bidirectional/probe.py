@@ -9,9 +9,10 @@ still crosses from one position to another, some mixing escaped the measurement,
 from __future__ import annotations
 
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bothways import __version__
 from bothways.bidirectional.certificate import Certificate, Mixer, Reach
+from bothways.bidirectional.gate import half_open, share_of
 from bothways.bidirectional.movement import (
     PADDING,
     POSITIONS,
@@ -104,6 +106,7 @@ class Examination:
                 padded=_worst(self.padded.felt.get(name, [])),
                 sees_padding=any(bool(felt[len(POSITIONS)].any()) for felt in self.padded.felt.get(name, [])),
                 balance=self.unpadded.balance[name],
+                share=share_of(self.model.get_submodule(name)),
             )
             for name, felt in self.unpadded.felt.items()
         ]
@@ -123,7 +126,8 @@ def examine(model: PreTrainedModel, before: float = 0.0) -> Examination:
     """`probe`, with all that it found; `before` are the seconds that earlier looks took."""
     found: list[_Findings] = []
     begun = time.perf_counter()
-    with undisturbed(model):
+    # How far a direction reaches is one thing, how much its gate lets in another: the certificate has both.
+    with undisturbed(model), half_open(model):
         for padding in (0, PADDING):
             try:
                 batch = make_batch(model, padding)
@@ -138,10 +142,15 @@ def examine(model: PreTrainedModel, before: float = 0.0) -> Examination:
     return Examination(model, found[0], found[1], before + time.perf_counter() - begun)
 
 
-def _uncompiled(model: nn.Module) -> AbstractContextManager[Any]:
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
     """flex_attention compiles anew for every mask it meets, half a minute each on CPU: here it runs as it is."""
-    flex = getattr(getattr(model, "config", None), "_attn_implementation", None) == "flex_attention"
-    return torch.compiler.set_stance("force_eager") if flex else nullcontext()
+    if getattr(getattr(model, "config", None), "_attn_implementation", None) != "flex_attention":
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
+        yield
 
 
 @contextmanager

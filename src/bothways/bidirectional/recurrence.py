@@ -1,10 +1,10 @@
-"""Two-way recurrence: a sub-module that only looks back is run over the text in both directions; their mean counts.
+"""Two-way recurrence: a sub-module that only looks back is run over the text in both directions.
 
 State-space, delta-rule, gated and convolutional mixers hide the future by the way they compute, so that no mask opens
 them. The instance's `forward` is put behind one that calls it twice: parameters, their names, adapters and checkpoints
 stay as they are. What is turned round are the real tokens of each row, found by measuring which arguments depend on
 the tokens; padding stays where it is, and so does what depends on the position alone: to the mixer, the reversed text
-is a text like any other.
+is a text like any other. A learned gate lets the second direction in, a little at first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from bothways.bidirectional.gate import GATE, Gate
 from bothways.bidirectional.movement import Batch, run, token_axis
 from bothways.errors import ConversionError
 
@@ -30,11 +31,6 @@ Path = tuple[int | str, ...]
 """Where a tensor sits in nested arguments or outputs."""
 Spots = Mapping[Path, int]
 """Where the tensors with an axis for the tokens sit, and which axis that is."""
-
-
-def mean(forward: Tensor, backward: Tensor) -> Tensor:
-    """Half of each direction, so that a token's own share, which is in both, keeps its size."""
-    return (forward + backward) / 2
 
 
 @dataclass
@@ -147,18 +143,16 @@ class TwoWay:
         # A forward that someone else has put on the instance (a device map's hooks) stays in use.
         self.inner: Callable[..., Any] | None = vars(module).get("forward")
         self.padding, self.inputs, self.outputs = padding, dict(inputs), dict(outputs)
-        self.combine: Callable[[Tensor, Tensor], Tensor] = mean
-        """(outputs, outputs over the mirror image, back in the text's order) -> outputs."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        rows = self.padding.rows
+        rows, gate = self.padding.rows, self.module.get_submodule(GATE)
         args, kwargs = _without_cache((args, kwargs))
         forward = self._one_way(*args, **kwargs)
         mirrored = _changed((args, kwargs), self.inputs, lambda item, axis: rows.reverse(item, axis))
         backward = dict(_tensors(self._one_way(*mirrored[0], **mirrored[1])))
         return _changed_at(
             forward,
-            {path: self.combine(item, rows.reverse(backward[path], axis)) for path, item, axis in self._out(forward)},
+            {path: gate(item, rows.reverse(backward[path], axis)) for path, item, axis in self._out(forward)},
         )
 
     def _one_way(self, *args: Any, **kwargs: Any) -> Any:
@@ -176,7 +170,7 @@ def run_both_ways(model: PreTrainedModel, names: Sequence[str], batch: Batch) ->
     `batch` has other ids at every position in `other_ids`. Raises ConversionError for a sub-module whose arguments or
     outputs show no axis for the tokens.
     """
-    inputs, outputs = _watched(model, names, batch)
+    inputs, outputs, channels = _watched(model, names, batch)
     padding = _padding_of(model)
     for name in names:
         if not inputs[name] or not outputs[name]:
@@ -186,6 +180,7 @@ def run_both_ways(model: PreTrainedModel, names: Sequence[str], batch: Batch) ->
                 '  Keep the model one-way with direction="causal", or report the architecture.'
             )
         module = model.get_submodule(name)
+        module.add_module(GATE, Gate(channels[name]).to(next(module.parameters())))
         # nn.Module would file a module under its children; this is none.
         vars(module)["forward"] = TwoWay(module, padding, inputs[name], outputs[name])
         for layer in _layers_around(model, name):
@@ -198,7 +193,7 @@ def run_one_way(model: nn.Module) -> None:
     for module in model.modules():
         forward = vars(module).get("forward")
         if isinstance(forward, TwoWay):
-            del vars(module)["forward"]
+            del vars(module)["forward"], module._modules[GATE]
             if forward.inner is not None:
                 vars(module)["forward"] = forward.inner
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
@@ -240,15 +235,19 @@ def _layers_around(model: nn.Module, name: str) -> Iterator[nn.Module]:
 
 def _watched(
     model: PreTrainedModel, names: Sequence[str], batch: Batch
-) -> tuple[dict[str, dict[Path, int]], dict[str, dict[Path, int]]]:
-    """Where each named sub-module takes what depends on the tokens, and where it returns it."""
+) -> tuple[dict[str, dict[Path, int]], dict[str, dict[Path, int]], dict[str, int]]:
+    """Where each named sub-module takes what depends on the tokens, where it returns it, and in how many channels."""
     seen: dict[str, list[dict[Path, Tensor]]] = {name: [] for name in names}
     outputs: dict[str, dict[Path, int]] = {name: {} for name in names}
+    channels = dict.fromkeys(names, 1)
 
     def watch(name: str, args: Any, kwargs: Any, output: Any) -> None:
         seen[name].append(dict(_tensors((args, kwargs))))
         axes = {path: token_axis(item, batch) for path, item in _tensors(output)}
         outputs[name].update({path: axis for path, axis in axes.items() if axis is not None})
+        if [axis for axis in axes.values() if axis is not None] == [1]:
+            states = next(item for path, item in _tensors(output) if axes[path] == 1)
+            channels[name] = states.shape[-1] if states.ndim == 3 else 1
 
     with _watching(model, names, watch):
         run(model, batch.ids, batch)
@@ -261,7 +260,7 @@ def _watched(
                 axis = token_axis(one[path], batch)
                 if axis is not None and not torch.equal(one[path], other[path]):
                     inputs[name][path] = axis
-    return inputs, outputs
+    return inputs, outputs, channels
 
 
 @contextmanager

@@ -15,12 +15,17 @@ from bothways.errors import TrainingError
 from bothways.training.settings import Training
 
 
+MAMBA, FUSED = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}), (".out_proj",)
+"""Families whose kernels take this matrix as an argument, past any adapter on it; peft refuses to put one there."""
+
+
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """The matrices inside the decoder layers, by name: found by type and place, whatever they are called.
 
-    Left out are routers of experts: a matrix with as many outputs as there are experts. Experts that are kept as one
-    three-dimensional tensor are no linear layers and stay frozen.
+    Left out are routers of experts: a matrix with as many outputs as there are experts; and what fused Mamba kernels
+    read without calling it. Experts that are kept as one three-dimensional tensor are no linear layers and stay frozen.
     """
+    fused = FUSED if model.config.model_type in MAMBA else ()
     config = model.config.get_text_config()
     counts = {getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")}
     lists = tuple(f"{name}." for name, child in model.named_modules() if isinstance(child, nn.ModuleList))
@@ -28,7 +33,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     for name, child in model.named_modules():
         if name.startswith(lists) and isinstance(child, (nn.Linear, Conv1D)):
             outputs = child.nf if isinstance(child, Conv1D) else child.out_features
-            if outputs not in counts:
+            if outputs not in counts and not name.endswith(fused):
                 found[name] = child
     return found
 

@@ -1,0 +1,98 @@
+"""The learned gate by which the second direction of a two-way sub-module comes in: made, saved with it, found again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.hub import cached_file
+
+GATE = "two_way_gate"
+"""Name of the one child that a sub-module gets."""
+GATE_START = 0.1
+"""Share of the second direction before training: near what was pre-trained, and far enough from 0 for a gradient."""
+GATE_SPEED = 100.0
+"""Adam moves a weight by about its learning rate a step; the gate's counts so many times, or it would stay."""
+
+
+class Gate(nn.Module):
+    """`forward + g * (backward - forward)`, with a learned share g in (0, 1) for each channel, or one for all.
+
+    Against the plain mean, and against leaving the mixers one-way: `python -m benchmarks recurrence`.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.full((channels,), math.log(GATE_START / (1 - GATE_START)) / GATE_SPEED))
+
+    def share(self) -> Tensor:
+        """g, float32, of shape (channels,)."""
+        return torch.sigmoid(GATE_SPEED * self.logit.float())
+
+    def forward(self, forward: Tensor, backward: Tensor) -> Tensor:
+        """Both (..., channels), in the text's order."""
+        return torch.lerp(forward, backward, self.share().to(forward.dtype))
+
+
+def share_of(module: nn.Module) -> float | None:
+    """Mean share of the second direction in a two-way sub-module; None in any other."""
+    gate = module._modules.get(GATE)
+    return float(gate.share().detach().mean()) if isinstance(gate, Gate) else None
+
+
+@contextmanager
+def half_open(model: nn.Module) -> Iterator[None]:
+    """Every gate lets both directions count alike."""
+    gates = [module.logit for module in model.modules() if isinstance(module, Gate)]
+    kept = [logit.detach().clone() for logit in gates]
+    with torch.no_grad():
+        for logit in gates:
+            logit.zero_()
+        try:
+            yield
+        finally:
+            for logit, value in zip(gates, kept, strict=True):
+                logit.copy_(value)
+
+
+@torch.no_grad()
+def load_gates(model: PreTrainedModel) -> None:
+    """Gives every gate the value it was saved with, if the model was loaded from files that hold it, in place."""
+    gates = {name: module.get_submodule(GATE) for name, module in model.named_modules() if GATE in module._modules}
+    for path in _weight_files(model) if gates else []:
+        with safe_open(path, framework="pt") as tensors:
+            for key in [key for key in tensors.keys() if GATE in key]:  # noqa: SIM118 (it is no mapping)
+                for name, gate in gates.items():
+                    # The trunk may have been saved and a model with a head been loaded, or the other way round.
+                    own = f".{name}.{GATE}.logit"
+                    if own.endswith(f".{key}") or key.endswith(own):
+                        gate.get_parameter("logit").copy_(tensors.get_tensor(key))
+
+
+def _weight_files(model: PreTrainedModel) -> list[Path]:
+    """The safetensors files that `model` came from, as far as they are on this machine."""
+    if not model.name_or_path:
+        return []
+    find = partial(
+        cached_file,
+        model.name_or_path,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    whole, index = find("model.safetensors"), find("model.safetensors.index.json")
+    if whole is not None:
+        return [Path(whole)]
+    if index is None:
+        return []
+    parts = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+    return [Path(index).parent / part for part in sorted(set(parts))]
