@@ -72,7 +72,8 @@ def test_text_pooling_without_a_prompt_is_said_with_its_cosine(tiny_llama_folder
     assert notes[0] in (tmp_path / "encoder" / "README.md").read_text()
 
 
-def test_a_family_that_ignores_the_flag_is_saved_with_eager(tiny_llama_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def stablelm(tiny_llama_folder: Path, tmp_path: Path) -> Path:
     shape = {
         "vocab_size": 501,
         "hidden_size": 32,
@@ -84,12 +85,31 @@ def test_a_family_that_ignores_the_flag_is_saved_with_eager(tiny_llama_folder: P
     StableLmForCausalLM(StableLmConfig(**shape, initializer_range=0.2)).save_pretrained(tmp_path / "base")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "base" / name).write_bytes((tiny_llama_folder / name).read_bytes())
-    encoder = convert(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_a_family_that_ignores_the_flag_is_saved_with_eager(stablelm: Path, tmp_path: Path) -> None:
+    encoder = convert(stablelm)
     encoder.save_pretrained(tmp_path / "encoder")
     options = json.loads((tmp_path / "encoder" / "sentence_bert_config.json").read_text())
     assert options["model_args"] == {"attn_implementation": "eager"}
     for stock in stock_vectors(tmp_path / "encoder", None, tmp_path / "stock.npz"):
         np.testing.assert_allclose(stock, encoder.encode(TEXTS), rtol=0, atol=1e-5)
+
+
+def test_what_sentence_transformers_saves_again_is_measured(
+    stablelm: Path, tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    """Its own save drops the attention that StableLM needs: under the default one, unpadded batches are causal."""
+    for base in (tiny_llama_folder, stablelm):
+        encoder = convert(base)
+        encoder.to_sentence_transformer().save(str(tmp_path / base.name))
+        if base == stablelm:
+            with pytest.raises(ConversionError, match=r'(?s)still hides the future.*Use attn_implementation="eager"'):
+                Encoder.from_pretrained(tmp_path / base.name, attn_implementation="sdpa")
+        again = Encoder.from_pretrained(tmp_path / base.name, attn_implementation="eager")
+        assert again.settings.direction == "bidirectional"
+        np.testing.assert_allclose(again.encode(TEXTS), encoder.encode(TEXTS), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("base", ["tiny_llama_folder", "tiny_untied_folder"])

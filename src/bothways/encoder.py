@@ -75,9 +75,9 @@ class Encoder(nn.Module):
         """Load a bothways folder, or a sentence-transformers folder of Transformer + Pooling (+ Normalize).
 
         `dtype` None keeps the checkpoint's, "auto" lets the hardware decide; `attn_implementation` "auto" takes the
-        fastest that passes the measurement. A folder that was converted is measured
-        again: ConversionError if it no longer is what its certificate says. A foreign folder is taken as it is and its
-        direction measured. Raises DataError for a folder that is neither.
+        fastest that passes the measurement. A folder that was converted is measured again: ConversionError if it no
+        longer is what its certificate says. A foreign folder is taken as it is and its direction measured:
+        ConversionError if only some of it sees both ways. Raises DataError for a folder that is neither.
         """
         wish = loading.Wish(dtype, device, attn_implementation, trust_remote_code, revision, model_kwargs)
         folder = loading.resolve(name_or_folder, revision)
@@ -118,6 +118,9 @@ class Encoder(nn.Module):
             kwargs.pop("attn_implementation", None)
         model = loading.load_trunk(foreign.transformer, config, replace(wish, model_kwargs=kwargs))
         certificate = probe(model)
+        if certificate.direction != "causal":
+            # Some of it may still hide the future, as where a setting was lost when the folder was saved again.
+            certificate.require_bidirectional(str(folder))
         direction: provenance.Direction = "causal" if certificate.direction == "causal" else "bidirectional"
         tokenizer = loading.load_tokenizer(foreign.transformer, trust_remote_code=wish.trust_remote_code)
         texts_room.ensure_pad_token(tokenizer)

@@ -14,6 +14,9 @@ PADDING_TOLERANCE = 1e-3
 """Largest relative change of a text's float32 hidden states when padding stands beside it; rounding gives 1e-6."""
 
 
+IGNORES_MASK = "the model ignores attention_mask"
+
+
 @dataclass(frozen=True)
 class Reach:
     """How many tokens away, at most, an output still feels a change of the input, within the probe's length."""
@@ -138,11 +141,13 @@ class Certificate:
         seeing = [module.name for module in self.modules if module.sees_padding]
         if seeing:
             raise ConversionError(f"{what} lets real tokens see padding: {seeing[0]}.\n  {self._way_out(None)}")
-        # Half precision rounds differently at another length, so there the figure is only recorded.
-        if self.dtype == "float32" and not self.padding_shift <= PADDING_TOLERANCE:
+        ignores = IGNORES_MASK in self.notes
+        # Half precision rounds differently at another length, so there the figure alone decides nothing.
+        if ignores or (self.dtype == "float32" and not self.padding_shift <= PADDING_TOLERANCE):
+            reason = f": {IGNORES_MASK}" if ignores else ""
             raise ConversionError(
                 f"{what}: padding changes a text's hidden states by {self.padding_shift:.1e} of their size "
-                f"(at most {PADDING_TOLERANCE:.0e} is allowed).\n  {self._way_out(None)}"
+                f"(at most {PADDING_TOLERANCE:.0e} is allowed){reason}.\n  {self._way_out(None)}"
             )
 
     def _fault(self, module: Mixer) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bothways import hardware
-from bothways.bidirectional import alibi, masks, recurrence
+from bothways.bidirectional import biases, masks, recurrence
 from bothways.bidirectional.attention import CHUNKED, prepare, says_bidirectional, text_configs_of, treat, triangles
 from bothways.bidirectional.certificate import Certificate
 from bothways.bidirectional.gate import load_gates
@@ -25,7 +25,7 @@ from bothways.errors import ConversionError
 
 UNEVEN = 0.01
 """How far from one half the share of the past may be, where ALiBi was mirrored."""
-SELECTOR, SELECTION = "indexer", "selection opened"
+SELECTOR, SELECTION, CHUNKS_OPENED = "indexer", "selection opened", "chunks opened"
 KEPT = ("is_causal", "sliding_window", "config", "generate", SELECTOR)
 """Attributes of sub-modules that a conversion may change."""
 
@@ -61,7 +61,7 @@ def make_bidirectional(
             certificate,
             modules=mixers,
             converted=before is None or not torch.equal(before, after),
-            notes=(unmeasured,) if unmeasured else (),
+            notes=(*certificate.notes, *([unmeasured] if unmeasured else [])),
         )
     if hasattr(model, "generate") and certificate.converted:
         # A plain function on the instance, so that the model can still be pickled, copied and wrapped by peft.
@@ -91,23 +91,23 @@ def _convert(model: PreTrainedModel, windows: Windows) -> tuple[Certificate, Ten
     set_windows(model, windows)
     for config in text_configs_of(model):
         prepare(config)
-    treatments = treat(model, open_windows=windows == "full") | alibi.mirror_alibi(model)
+    steps = [treat(model, open_windows=windows == "full"), biases.mirror_biases(model)]
     examination = _examined(model)
     if _open_selections(model, examination):
         examination = examine(model, before=examination.seconds)
-    treatments |= dict.fromkeys(_opened_selections(model), SELECTION)
     one_way = examination.one_way_recurrences()
     if one_way:
         with undisturbed(model):
             recurrence.run_both_ways(model, one_way, make_batch(model, padding=0))
         load_gates(model)
         examination = examine(model, before=examination.seconds)
-    treatments |= dict.fromkeys(recurrence.runs_both_ways(model), recurrence.TREATMENT)
-    for mixer in examination.certificate().modules:
-        done = [treatments.get(mixer.name, "")]
-        done += [masks.TREATMENT] if mixer.attends and masks.masks_are_always_made(model) else []
-        done += ["chunks opened"] if layer_of(mixer.name) in chunked else []
-        treatments[mixer.name] = ", ".join(filter(None, done))
+    steps.append(dict.fromkeys(_opened_selections(model), SELECTION))
+    steps.append(dict.fromkeys(recurrence.runs_both_ways(model), recurrence.TREATMENT))
+    attending = [mixer.name for mixer in examination.certificate().modules if mixer.attends]
+    steps.append(dict.fromkeys(attending if masks.masks_are_always_made(model) else [], masks.TREATMENT))
+    steps.append({name: CHUNKS_OPENED for name in attending if layer_of(name) in chunked})
+    names = dict.fromkeys(name for step in steps for name in step)
+    treatments = {name: ", ".join(step[name] for step in steps if name in step) for name in names}
     return examination.certificate(treatments), examination.hidden
 
 
@@ -146,7 +146,7 @@ def require_even(model: PreTrainedModel, certificate: Certificate) -> None:
 
     Raises ConversionError that names the first such sub-module.
     """
-    if not alibi.has_alibi(model):
+    if not biases.has_alibi(model):
         return
     for mixer in certificate.modules:
         if mixer.balance is not None and abs(mixer.balance - 0.5) > UNEVEN:
@@ -227,7 +227,7 @@ def _given_back_on_error(model: PreTrainedModel) -> Iterator[None]:
             recurrence.run_one_way(model)
         if not before[1]:
             masks.make_masks_when_needed(model)
-        alibi.unmirror_alibi(model)
+        biases.unmirror_biases(model)
         for config, values in configs:
             vars(config).clear()
             vars(config).update(values)

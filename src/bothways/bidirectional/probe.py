@@ -13,7 +13,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bothways import __version__
-from bothways.bidirectional.certificate import Certificate, Mixer, Reach
+from bothways.bidirectional.certificate import IGNORES_MASK, PADDING_TOLERANCE, Certificate, Mixer, Reach
 from bothways.bidirectional.gate import half_open, share_of
 from bothways.bidirectional.movement import (
     PADDING,
@@ -70,6 +70,9 @@ class Examination:
     unpadded: _Findings
     padded: _Findings
     seconds: float
+    padding_shift: float
+    ignores_mask: bool
+    """Whether the hidden states are the same with every token of the padded batch said to be real."""
 
     def certificate(self, treatments: Mapping[str, str] | None = None) -> Certificate:
         """The deepest mixing sub-modules, and those around them that hide more; `treatments` is copied into it."""
@@ -80,9 +83,10 @@ class Examination:
             tokens=TOKENS,
             modules=tuple(_telling(self._mixers(treatments or {}))),
             loose=tuple(dict.fromkeys(name for name in (self.unpadded.loose, self.padded.loose) if name is not None)),
-            padding_shift=relative_change(self.unpadded.hidden, self.padded.hidden).max().item(),
+            padding_shift=self.padding_shift,
             versions={"bothways": __version__, "transformers": transformers.__version__, "torch": torch.__version__},
             seconds=round(self.seconds, 2),
+            notes=(IGNORES_MASK,) if self.ignores_mask else (),
         )
 
     def one_way_recurrences(self) -> list[str]:
@@ -139,7 +143,14 @@ def examine(model: PreTrainedModel, before: float = 0.0) -> Examination:
                     f"({'padded' if padding else 'unpadded'} batch).\n  Use another attn_implementation, or report the "
                     "architecture with `bothways show --certificate`."
                 ) from error
-    return Examination(model, found[0], found[1], before + time.perf_counter() - begun)
+        shift = relative_change(found[0].hidden, found[1].hidden).max().item()
+        ignored = not shift <= PADDING_TOLERANCE and _same_without_mask(model, batch, found[1].hidden)
+    unpadded, padded = found
+    return Examination(model, unpadded, padded, before + time.perf_counter() - begun, shift, ignored)
+
+
+def _same_without_mask(model: PreTrainedModel, batch: Batch, hidden: Tensor) -> bool:
+    return torch.equal(run(model, batch.ids, replace(batch, mask=torch.ones_like(batch.mask))), hidden)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from bothways.artefact import Adapter
 from bothways.errors import TrainingError
 from bothways.training.settings import Training
 
-
 MAMBA, FUSED = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}), (".out_proj",)
 """Families whose kernels take this matrix as an argument, past any adapter on it; peft refuses to put one there."""
 

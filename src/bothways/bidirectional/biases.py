@@ -1,8 +1,9 @@
-"""ALiBi that looks both ways: -slope * |i - j| in place of a bias that grows with the position of the key.
+"""Biases by position that look both ways: ALiBi as -slope * |i - j|, and learned ones by distance, for either side.
 
 Behind a causal mask, slope * j differs from -slope * (i - j) by a constant of the row, which the softmax forgets; so
 bloom, mpt and falcon compute the former. Without the mask it would draw nearly all attention to the end of the text.
 From such a bias a over the keys alone, -|a_i - a_j| is the even one, whatever the slopes and wherever padding stands.
+Inkling learns a bias for each distance, and has none for what lies ahead: there it gets that of the same distance back.
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 TREATMENT = "ALiBi mirrored"
+RELATIVE = "relative bias mirrored"
+DISTANCES = {"query_positions", "key_positions"}
+"""What a module that makes a bias of distances is handed."""
 BIASES = ("alibi", "position_bias")
 """What attention modules call the bias over the keys that they are handed."""
 
 
-def mirror_alibi(model: nn.Module) -> dict[str, str]:
-    """Has every attention module that is handed ALiBi see the even one, in place; name -> treatment."""
+def mirror_biases(model: nn.Module) -> dict[str, str]:
+    """Has every attention module see an even bias, in place; its name -> what was done. Sound to call twice."""
     done = {}
+    for name, module in model.named_modules():
+        if set(inspect.signature(type(module).forward).parameters) >= DISTANCES:
+            if _look_ahead not in module._forward_hooks.values():
+                module.register_forward_hook(_look_ahead, with_kwargs=True)
+            done[name.rpartition(".")[0]] = RELATIVE
     for name, module, argument in _handed_alibi(model):
         hook = _merge_into_mask if hasattr(module, "new_decoder_architecture") else _replace
         if hook not in module._forward_pre_hooks.values():
@@ -31,13 +40,18 @@ def mirror_alibi(model: nn.Module) -> dict[str, str]:
     return done
 
 
-def unmirror_alibi(model: nn.Module) -> None:
-    """Undoes `mirror_alibi`."""
+def unmirror_biases(model: nn.Module) -> None:
+    """Undoes `mirror_biases`."""
     for module in model.modules():
-        for number, hook in list(module._forward_pre_hooks.items()):
-            if hook in (_merge_into_mask, _replace):
-                del module._forward_pre_hooks[number]
-                module._forward_pre_hooks_with_kwargs.pop(number, None)
+        for hooks, kwargs in (
+            (module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs),
+            (module._forward_hooks, module._forward_hooks_with_kwargs),
+        ):
+            for number in [
+                number for number, hook in hooks.items() if hook in (_merge_into_mask, _replace, _look_ahead)
+            ]:
+                del hooks[number]
+                kwargs.pop(number, None)
 
 
 def has_alibi(model: PreTrainedModel) -> bool:
@@ -94,3 +108,12 @@ def _merge_into_mask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     lowest = torch.finfo(mask.dtype).min
     given.arguments["attention_mask"] = (bias * module.inv_norm_factor).masked_fill(mask <= lowest / 2, lowest)
     return given.args[1:], given.kwargs
+
+
+def _look_ahead(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+    """(batch, heads, queries, keys) biases, with those of the keys ahead taken from the mirrored positions."""
+    given = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+    queries, keys = given.arguments["query_positions"], given.arguments["key_positions"]
+    given.arguments.update(query_positions=-queries, key_positions=-keys)
+    ahead = type(module).forward(*given.args, **given.kwargs)
+    return torch.where(keys[None, :] > queries[:, None], ahead, output)

@@ -1,4 +1,4 @@
-"""ALiBi looks both ways alike: -slope * |i - j|, with padding on either side, and the certificate would see if not."""
+"""Biases by position look both ways alike, with padding on either side; of ALiBi the certificate would see if not."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
-from bothways.bidirectional import alibi
+from bothways.bidirectional import biases
 from bothways.bidirectional.attention import prepare, treat
 from bothways.bidirectional.conversion import make_bidirectional, require_even
 from bothways.bidirectional.masks import always_make_masks
 from bothways.bidirectional.probe import probe
+from bothways.bidirectional.twin import tiny_decoder
 from bothways.errors import ConversionError
 
 HEADS = 4
@@ -57,7 +58,7 @@ def test_without_the_mirror_the_future_wins_and_reach_does_not_see_it(name: str,
 
 def test_of_a_bias_over_the_keys_the_even_one_is_minus_slope_times_distance() -> None:
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0]])
-    even = alibi.even_bias(build_alibi_tensor(mask, HEADS, torch.float32)).view(2, HEADS, 7, 7)
+    even = biases.even_bias(build_alibi_tensor(mask, HEADS, torch.float32)).view(2, HEADS, 7, 7)
     slopes = [2.0 ** (-8 * (head + 1) / HEADS) for head in range(HEADS)]
     for row in range(2):
         real = mask[row].nonzero().flatten().tolist()
@@ -119,3 +120,25 @@ def test_a_falcon_without_alibi_is_left_alone() -> None:
     certificate = make_bidirectional(tiny("falcon", "sdpa", alibi=False))
     assert not any("ALiBi" in mixer.treatment for mixer in certificate.modules)
     assert not math.isnan(certificate.padding_shift)
+
+
+@pytest.mark.parametrize("name", ["inkling_text", "inkling2_text"])
+def test_a_learned_bias_by_distance_holds_for_what_lies_ahead_too(name: str) -> None:
+    model, plain = tiny_decoder(name, "eager"), tiny_decoder(name, "eager")
+    certificate = make_bidirectional(model)
+    attending = [mixer for mixer in certificate.modules if mixer.attends]
+    assert attending
+    assert all("relative bias mirrored" in mixer.treatment for mixer in attending)
+    path = f"{attending[0].name}.rel_logits_proj"
+    module, before = model.get_submodule(path), plain.get_submodule(path)
+    states, places = torch.randn(2, 7, 4, module.proj.shape[0]), torch.arange(7)
+    with torch.no_grad():
+        mirrored, one_sided = module(states, places, places), before(states, places, places)
+    profile = (states @ module.proj).transpose(1, 2)
+    for query in range(7):
+        for key in range(7):
+            distance = abs(query - key)
+            expected = profile[:, :, query, distance] if distance < module.rel_extent else torch.zeros(2, 4)
+            assert torch.allclose(mirrored[:, :, query, key], expected, atol=1e-6)
+    assert torch.equal(mirrored.tril(), one_sided.tril())
+    assert not one_sided.triu(1).any()
