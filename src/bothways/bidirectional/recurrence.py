@@ -170,7 +170,7 @@ def run_both_ways(model: PreTrainedModel, names: Sequence[str], batch: Batch) ->
     `batch` has other ids at every position in `other_ids`. Raises ConversionError for a sub-module whose arguments or
     outputs show no axis for the tokens.
     """
-    inputs, outputs, channels = _watched(model, names, batch)
+    inputs, outputs, states = _watched(model, names, batch)
     padding = _padding_of(model)
     for name in names:
         if not inputs[name] or not outputs[name]:
@@ -180,7 +180,9 @@ def run_both_ways(model: PreTrainedModel, names: Sequence[str], batch: Batch) ->
                 '  Keep the model one-way with direction="causal", or report the architecture.'
             )
         module = model.get_submodule(name)
-        module.add_module(GATE, Gate(channels[name]).to(next(module.parameters())))
+        # Of several outputs, as of queries, keys and values, one share is that of all channels.
+        several = len(outputs[name]) > 1 or states[name].ndim != 3
+        module.add_module(GATE, Gate(1 if several else states[name].shape[-1]).to(states[name]))
         # nn.Module would file a module under its children; this is none.
         vars(module)["forward"] = TwoWay(module, padding, inputs[name], outputs[name])
         for layer in _layers_around(model, name):
@@ -235,19 +237,18 @@ def _layers_around(model: nn.Module, name: str) -> Iterator[nn.Module]:
 
 def _watched(
     model: PreTrainedModel, names: Sequence[str], batch: Batch
-) -> tuple[dict[str, dict[Path, int]], dict[str, dict[Path, int]], dict[str, int]]:
-    """Where each named sub-module takes what depends on the tokens, where it returns it, and in how many channels."""
+) -> tuple[dict[str, dict[Path, int]], dict[str, dict[Path, int]], dict[str, Tensor]]:
+    """Where each named sub-module takes what depends on the tokens, where it returns it, and one that it returned."""
     seen: dict[str, list[dict[Path, Tensor]]] = {name: [] for name in names}
     outputs: dict[str, dict[Path, int]] = {name: {} for name in names}
-    channels = dict.fromkeys(names, 1)
+    states: dict[str, Tensor] = {}
 
     def watch(name: str, args: Any, kwargs: Any, output: Any) -> None:
         seen[name].append(dict(_tensors((args, kwargs))))
-        axes = {path: token_axis(item, batch) for path, item in _tensors(output)}
-        outputs[name].update({path: axis for path, axis in axes.items() if axis is not None})
-        if [axis for axis in axes.values() if axis is not None] == [1]:
-            states = next(item for path, item in _tensors(output) if axes[path] == 1)
-            channels[name] = states.shape[-1] if states.ndim == 3 else 1
+        for path, item in _tensors(output):
+            axis = token_axis(item, batch)
+            if axis is not None:
+                outputs[name][path], states[name] = axis, item
 
     with _watching(model, names, watch):
         run(model, batch.ids, batch)
@@ -260,7 +261,7 @@ def _watched(
                 axis = token_axis(one[path], batch)
                 if axis is not None and not torch.equal(one[path], other[path]):
                     inputs[name][path] = axis
-    return inputs, outputs, channels
+    return inputs, outputs, states
 
 
 @contextmanager
