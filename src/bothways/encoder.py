@@ -93,6 +93,8 @@ class Encoder(nn.Module):
     @classmethod
     def _from_own_folder(cls, folder: Path, wish: loading.Wish) -> Encoder:
         settings, record = provenance.read(folder)
+        if record.certificate is None:
+            raise ConversionError(f"{folder} has no certificate in {provenance.FILE}. Convert again.")
         config = loading.load_config(folder, trust_remote_code=wish.trust_remote_code)
         if settings.direction == "bidirectional" and not says_bidirectional(config):
             key = "use_bidirectional_attention=true" if settings.windows == "native" else "is_causal=false"
@@ -103,8 +105,8 @@ class Encoder(nn.Module):
         prepare(config, settings.direction)
         model = loading.load_trunk(folder, config, wish)
         certificate = _measured(model, settings, wish.attn_implementation)
-        recorded = _check_same(folder, record.certificate, certificate)
-        certificate = replace(certificate, converted=recorded.converted)
+        record.certificate.require_same(certificate, folder)
+        certificate = replace(certificate, converted=record.certificate.converted)
         tokenizer = loading.load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
         head = loading.load_head(folder, model, record.head)
         return cls(model, tokenizer, settings, replace(record, certificate=certificate), head)
@@ -331,17 +333,6 @@ def _measured(model: PreTrainedModel, settings: EncoderSettings, attn_implementa
         return probe(model)
     kernel = "auto" if attn_implementation == "auto" else None
     return make_bidirectional(model, windows=settings.windows, attn_implementation=kernel)
-
-
-def _check_same(folder: Path, recorded: Certificate | None, measured: Certificate) -> Certificate:
-    if recorded is None:
-        raise ConversionError(f"{folder} has no certificate in {provenance.FILE}. Convert again.")
-    difference = recorded.difference(measured)
-    if difference is not None:
-        raise ConversionError(
-            f"{folder} is not what its certificate says: {difference}. Convert again, or restore the files."
-        )
-    return recorded
 
 
 def _progress(steps: Sequence[int], label: str) -> Any:

@@ -225,6 +225,14 @@ class Certificate:
                 return f"{name} was {was}, and is {is_now}"
         return None
 
+    def require_same(self, measured: Certificate, folder: object) -> None:
+        """Nothing, if `measured` is of the encoder in `folder` that this one speaks of; else ConversionError."""
+        difference = self.difference(measured)
+        if difference is not None:
+            raise ConversionError(
+                f"{folder} is not what its certificate says: {difference}. Convert again, or restore the files."
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; `direction` is there to be read and is not read back."""
         plain = asdict(self)

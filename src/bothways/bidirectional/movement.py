@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, MutableMapping
-from copy import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from bothways.bidirectional.certificate import Reach
+from bothways.bidirectional.nested import Path, rebuilt
 
 # Primes that no model has as its width, so that an axis of this length is the axis of the tokens.
 TOKENS = 11
@@ -154,23 +154,17 @@ def balance(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ba
 
 
 def _flat(item: Any, sides: Tensor, batch: Batch) -> Any:
-    if isinstance(item, Cache):
-        return None
-    if type(item) in (tuple, list):
-        return type(item)(_flat(part, sides, batch) for part in item)
-    if isinstance(item, MutableMapping):
-        twin = copy(item)
-        for key in item:
-            twin[key] = _flat(item[key], sides, batch)
-        return twin
-    axis = _states_axis(item, batch)
-    if axis is None:
-        return item
-    # The content may differ along every axis but those of the batch and the tokens.
-    shape = [1 if place in (0, axis) else length for place, length in enumerate(item.shape)]
-    content = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(item)
-    places = [length if place in (0, axis) else 1 for place, length in enumerate(item.shape)]
-    return torch.where(sides.view(places).to(item.device), content, torch.zeros_like(item))
+    def leaf(_: Path, part: Any) -> Any:
+        axis = _states_axis(part, batch)
+        if axis is None:
+            return None if isinstance(part, Cache) else part
+        # The content may differ along every axis but those of the batch and the tokens.
+        shape = [1 if place in (0, axis) else length for place, length in enumerate(part.shape)]
+        content = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(part)
+        places = [length if place in (0, axis) else 1 for place, length in enumerate(part.shape)]
+        return torch.where(sides.view(places).to(part.device), content, torch.zeros_like(part))
+
+    return rebuilt(item, leaf)
 
 
 class SoftmaxOverTokens(TorchDispatchMode):
@@ -203,19 +197,12 @@ class _Perturbed:
         self.batch, self.generator, self.count = batch, generator, 0
 
     def __call__(self, item: Any) -> Any:
-        if isinstance(item, Cache):
-            return None  # it has seen the clean text
-        if type(item) in (tuple, list):
-            return type(item)(self(part) for part in item)
-        if isinstance(item, MutableMapping):
-            # Layers that share keys and values write them into a mapping they are given: the original stays clean.
-            twin = copy(item)
-            for key in item:
-                twin[key] = self(item[key])
-            return twin
+        return rebuilt(item, self._leaf)
+
+    def _leaf(self, _: Path, item: Any) -> Any:
         axis = _states_axis(item, self.batch)
         if axis is None:
-            return item
+            return None if isinstance(item, Cache) else item  # a cache has seen the clean text
         self.count += 1
         size = item.float().square().mean().sqrt().clamp(min=1e-3)
         noise = torch.randn(item.shape, generator=self.generator).to(item.device)

@@ -23,12 +23,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bothways.bidirectional.gate import GATE, Gate
 from bothways.bidirectional.movement import Batch, run, token_axis
+from bothways.bidirectional.nested import Path, rebuilt, tensors
 from bothways.errors import ConversionError
 
 TREATMENT = "run in both directions"
 
-Path = tuple[int | str, ...]
-"""Where a tensor sits in nested arguments or outputs."""
 Spots = Mapping[Path, int]
 """Where the tensors with an axis for the tokens sit, and which axis that is."""
 
@@ -146,22 +145,25 @@ class TwoWay:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         rows, gate = self.padding.rows, self.module.get_submodule(GATE)
-        args, kwargs = _without_cache((args, kwargs))
+        args, kwargs = rebuilt((args, kwargs), lambda _, part: None if isinstance(part, Cache) else part)
         forward = self._one_way(*args, **kwargs)
-        mirrored = _changed((args, kwargs), self.inputs, lambda item, axis: rows.reverse(item, axis))
-        backward = dict(_tensors(self._one_way(*mirrored[0], **mirrored[1])))
-        return _changed_at(
-            forward,
-            {path: gate(item, rows.reverse(backward[path], axis)) for path, item, axis in self._out(forward)},
-        )
+
+        def mirror(path: Path, part: Any) -> Any:
+            return rows.reverse(part, self.inputs[path]) if path in self.inputs else part
+
+        mirrored_args, mirrored_kwargs = rebuilt((args, kwargs), mirror)
+        backward = dict(tensors(self._one_way(*mirrored_args, **mirrored_kwargs)))
+
+        def combine(path: Path, part: Any) -> Any:
+            axis = self.outputs.get(path)
+            return part if axis is None else gate(part, rows.reverse(backward[path], axis))
+
+        return rebuilt(forward, combine)
 
     def _one_way(self, *args: Any, **kwargs: Any) -> Any:
         if self.inner is not None:
             return self.inner(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
-
-    def _out(self, output: Any) -> Iterator[tuple[Path, Tensor, int]]:
-        return ((path, item, self.outputs[path]) for path, item in _tensors(output) if path in self.outputs)
 
 
 def run_both_ways(model: PreTrainedModel, names: Sequence[str], batch: Batch) -> None:
@@ -244,8 +246,8 @@ def _watched(
     states: dict[str, Tensor] = {}
 
     def watch(name: str, args: Any, kwargs: Any, output: Any) -> None:
-        seen[name].append(dict(_tensors((args, kwargs))))
-        for path, item in _tensors(output):
+        seen[name].append(dict(tensors((args, kwargs))))
+        for path, item in tensors(output):
             axis = token_axis(item, batch)
             if axis is not None:
                 outputs[name][path], states[name] = axis, item
@@ -277,39 +279,3 @@ def _watching(model: nn.Module, names: Sequence[str], watch: Callable[..., None]
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _parts(item: Any) -> Iterator[tuple[int | str, Any]]:
-    if isinstance(item, Mapping):
-        yield from item.items()
-    elif type(item) in (tuple, list):
-        yield from enumerate(item)
-
-
-def _tensors(item: Any, path: Path = ()) -> Iterator[tuple[Path, Tensor]]:
-    if isinstance(item, Tensor):
-        yield path, item
-    for key, part in _parts(item):
-        yield from _tensors(part, (*path, key))
-
-
-def _rebuilt(item: Any, path: Path, change: Callable[[Path, Any], Any]) -> Any:
-    """A copy of nested tuples, lists and mappings with every leaf changed."""
-    if type(item) in (tuple, list):
-        return type(item)(_rebuilt(part, (*path, key), change) for key, part in enumerate(item))
-    if isinstance(item, Mapping):
-        parts = {key: _rebuilt(part, (*path, key), change) for key, part in item.items()}
-        return parts if type(item) is dict else type(item)(**parts)
-    return change(path, item)
-
-
-def _changed(item: Any, spots: Spots, change: Callable[[Tensor, int], Tensor]) -> Any:
-    return _rebuilt(item, (), lambda path, part: change(part, spots[path]) if path in spots else part)
-
-
-def _changed_at(item: Any, new: Mapping[Path, Tensor]) -> Any:
-    return _rebuilt(item, (), lambda path, part: new.get(path, part))
-
-
-def _without_cache(item: Any) -> Any:
-    return _rebuilt(item, (), lambda _, part: None if isinstance(part, Cache) else part)
