@@ -25,6 +25,8 @@ def rebuilt(item: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> A
     """A copy of `item` with `change(path, leaf)` in the place of every leaf; the original stays as it is."""
     if type(item) in (tuple, list):
         return type(item)(rebuilt(part, change, (*path, key)) for key, part in enumerate(item))
+    if type(item) is dict:  # in words that a compiler understands
+        return {key: rebuilt(part, change, (*path, key)) for key, part in item.items()}
     if isinstance(item, MutableMapping):
         # Layers that share keys and values write them into a mapping they are given.
         twin = copy(item)
