@@ -88,7 +88,7 @@ def by_token(output: Any, batch: Batch) -> Tensor | None:
 
 def token_axis(item: Any, batch: Batch) -> int | None:
     """Which axis of a tensor of this batch is that of the tokens, None if none or not one alone is."""
-    if not isinstance(item, Tensor) or item.ndim < 2 or item.shape[0] != ROWS:
+    if not isinstance(item, Tensor) or item.ndim < 2 or len(item) != len(batch.ids):
         return None
     axes = [axis for axis in range(1, item.ndim) if item.shape[axis] == batch.tokens]
     # Two such axes make a mask or a matrix of attention weights; a fourth and last one makes a mask over keys.
