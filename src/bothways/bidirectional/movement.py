@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from bothways.bidirectional.certificate import Reach
+from bothways.bidirectional.directions import called
 from bothways.bidirectional.nested import Path, rebuilt
 
 # Primes that no model has as its width, so that an axis of this length is the axis of the tokens.
@@ -127,7 +128,7 @@ def felt_by(
         other_args, other_kwargs = perturbed(args), perturbed(kwargs)
         if perturbed.count == 0:
             return None
-        changed = by_token(module.forward(*other_args, **other_kwargs), batch)
+        changed = by_token(called(module, other_args, other_kwargs), batch)
         if changed is None:
             return None
         felt |= moved(clean, changed, batch)
@@ -146,7 +147,7 @@ def balance(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ba
     middle = TOKENS // 2
     sides = torch.zeros(ROWS, batch.tokens, dtype=torch.bool)
     sides[0, :middle], sides[1, middle + 1 : TOKENS] = True, True
-    output = by_token(module.forward(*_flat(args, sides, batch), **_flat(kwargs, sides, batch)), batch)
+    output = by_token(called(module, _flat(args, sides, batch), _flat(kwargs, sides, batch)), batch)
     if output is None:
         return None
     left, right = ((output[row, middle] - output[-1, middle]).float().norm().item() for row in (0, 1))

@@ -15,5 +15,6 @@ def random_weights(encoder: Encoder, seed: int = 0) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         drawn = type(encoder.model)(encoder.model.config)
-    fresh.model.load_state_dict(drawn.state_dict())
+    # The gates of recurrences that run both ways are none of the architecture's own weights.
+    fresh.model.load_state_dict({**fresh.model.state_dict(), **drawn.state_dict()})
     return fresh
