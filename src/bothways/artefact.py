@@ -93,14 +93,9 @@ def write_engine_keys(folder: Path, settings: EncoderSettings) -> None:
     """Add to config.json the key that serving engines read, where transformers itself ignores it."""
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    if settings.direction == "bidirectional":
-        if settings.windows == "native":
-            return
-        if config.get("is_causal") is not False:
-            raise AssertionError("config.json was saved without is_causal=false")
-        if config.get("model_type") in BIDIRECTIONAL_KEY_FAMILIES:
-            config["use_bidirectional_attention"] = True
-            _json(path, config)
+    if settings.direction == "bidirectional" and config.get("model_type") in BIDIRECTIONAL_KEY_FAMILIES:
+        config["use_bidirectional_attention"] = True
+        _json(path, config)
 
 
 def model_card(settings: EncoderSettings, record: Record, dim: int) -> str:

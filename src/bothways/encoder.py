@@ -21,9 +21,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bothways import artefact, loading, provenance, stock
 from bothways import text as texts_room
 from bothways.artefact import Adapter
-from bothways.bidirectional.attention import prepare, says_bidirectional
+from bothways.bidirectional.attention import NATIVE_KEY, has_native_key, prepare, says_bidirectional
 from bothways.bidirectional.certificate import Certificate
-from bothways.bidirectional.conversion import make_bidirectional
+from bothways.bidirectional.conversion import make_bidirectional, require_even
 from bothways.bidirectional.probe import probe
 from bothways.errors import ConfigError, ConversionError, DataError
 from bothways.folders import new_folder
@@ -120,13 +120,17 @@ class Encoder(nn.Module):
             kwargs.pop("attn_implementation", None)
         model = loading.load_trunk(foreign.transformer, config, replace(wish, model_kwargs=kwargs))
         certificate = probe(model)
-        if certificate.direction != "causal":
+        direction: provenance.Direction = "causal" if certificate.direction == "causal" else "bidirectional"
+        native = has_native_key(model.config) and getattr(model.config, NATIVE_KEY)
+        settings = replace(foreign.settings, direction=direction, windows="native" if native else "keep")
+        if direction == "bidirectional":
             # Some of it may still hide the future, as where a setting was lost when the folder was saved again.
             certificate.require_bidirectional(str(folder))
-        direction: provenance.Direction = "causal" if certificate.direction == "causal" else "bidirectional"
+            require_even(model, certificate)
+            # What is bidirectional already does not change; what is saved of it will say so to every loader.
+            certificate = replace(make_bidirectional(model, windows=settings.windows), converted=False)
         tokenizer = loading.load_tokenizer(foreign.transformer, trust_remote_code=wish.trust_remote_code)
         texts_room.ensure_pad_token(tokenizer)
-        settings = replace(foreign.settings, direction=direction)
         return cls(model, tokenizer, settings, Record(base=name, certificate=certificate))
 
     @property
@@ -283,6 +287,8 @@ class Encoder(nn.Module):
             facts = {"tied": self.head.tied, "scale": self.head.scale, "softcap": self.head.softcap}
             if not self.head.tied:
                 state |= {f"lm_head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        if self.settings.direction == "bidirectional" and not says_bidirectional(self.model.config):
+            raise AssertionError("the config of a bidirectional model does not say so")
         with new_folder(Path(folder), overwrite=overwrite, way_out=TAKEN) as partial:
             self.model.save_pretrained(partial, state_dict=state)
             self.tokenizer.save_pretrained(partial)

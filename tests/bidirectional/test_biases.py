@@ -17,7 +17,7 @@ from bothways.bidirectional.conversion import make_bidirectional, require_even
 from bothways.bidirectional.masks import always_make_masks
 from bothways.bidirectional.probe import probe
 from bothways.bidirectional.twin import tiny_decoder
-from bothways.errors import ConversionError
+from bothways.errors import ConfigError, ConversionError
 
 HEADS = 4
 
@@ -142,3 +142,14 @@ def test_a_learned_bias_by_distance_holds_for_what_lies_ahead_too(name: str) -> 
             assert torch.allclose(mirrored[:, :, query, key], expected, atol=1e-6)
     assert torch.equal(mirrored.tril(), one_sided.tril())
     assert not one_sided.triu(1).any()
+
+
+@pytest.mark.parametrize("name", sorted(ALIBI))
+def test_a_refused_second_call_leaves_the_first_conversion_as_it_is(name: str) -> None:
+    model = converted(name, "eager")
+    with torch.no_grad():
+        expected = model(input_ids=texts())[0]
+        with pytest.raises(ConfigError):
+            make_bidirectional(model, windows="native")
+        assert torch.equal(model(input_ids=texts())[0], expected)
+    assert all(mixer.balance == pytest.approx(0.5, abs=1e-4) for mixer in probe(model).modules)

@@ -150,6 +150,13 @@ def test_the_fastest_attention_that_passes_is_taken() -> None:
         assert certificate.direction == "bidirectional"
 
 
+def test_a_refusal_gives_the_models_own_attention_back() -> None:
+    model = tiny_decoder("blt", "eager")
+    with pytest.raises(ConversionError):
+        make_bidirectional(model, attn_implementation="sdpa")
+    assert model.config._attn_implementation == "eager"
+
+
 def test_if_none_passes_the_refusal_is_that_of_the_model_and_its_own_attention_stays() -> None:
     model = tiny_decoder("blt", "eager")
     with pytest.raises(ConversionError, match="blt under attn_implementation="):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import VOCAB, tiny
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel, PreTrainedModel
 
@@ -195,3 +195,29 @@ def test_trained_weights_with_their_uneven_attention_are_measured_alike(
     assert probe(model).direction == "causal"
     assert make_bidirectional(model).direction == "bidirectional"
     assert model.config.vocab_size != VOCAB
+
+
+class Around(nn.Module):
+    """What a composite sub-module may do beside the attention in it, in code of its own."""
+
+    def __init__(self, attention: nn.Module, width: int, how: str) -> None:
+        super().__init__()
+        self.inner, self.more, self.how = attention, nn.Linear(width, width), how
+
+    def past(self, states: Tensor) -> Tensor:
+        return self.more(states.cumsum(dim=1) / torch.arange(1, states.shape[1] + 1)[None, :, None])
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Any:
+        if self.how == "before":
+            return self.inner(hidden_states=self.past(hidden_states), **kwargs)
+        output, *rest = self.inner(hidden_states=hidden_states, **kwargs)
+        added = output + self.past(hidden_states) if self.how == "beside" else self.past(output)
+        return (added, *rest)
+
+
+@pytest.mark.parametrize("how", ["before", "beside", "after"])
+def test_one_way_code_around_an_attention_is_no_pass(how: str) -> None:
+    model = tiny("llama", num_hidden_layers=3)
+    model.layers[1].self_attn = Around(model.layers[1].self_attn, 48, how)
+    with pytest.raises(ConversionError, match=r"mixes tokens where it cannot be measured: .*layers\.1"):
+        make_bidirectional(model)

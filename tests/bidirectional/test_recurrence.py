@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
+import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny import RECURRENT, VOCAB, tiny
 from torch import Tensor
 from transformers import AutoModel, DynamicCache, PreTrainedModel
@@ -261,3 +266,95 @@ def test_an_adapter_saved_and_loaded_gives_the_same_states(tmp_path: Path) -> No
         merged = loaded.merge_and_unload()
         assert (hidden(merged) - expected).abs().max() < 1e-5
     assert probe(merged).direction == "bidirectional"
+
+
+def test_threads_do_not_see_each_others_padding() -> None:
+    """A server answers several at once: each call turns round the tokens of its own batch."""
+    model = half_and_half(converted("mamba"))
+    batches = [(texts(), mask()), (texts(seed=4)[:, :7], torch.ones(3, 7, dtype=torch.long))]
+    with torch.no_grad():
+        expected = [hidden(model, ids, keep) for ids, keep in batches]
+    wrong: list[int] = []
+
+    @torch.no_grad()
+    def work(number: int) -> None:
+        ids, keep = batches[number]
+        for _ in range(15):
+            if not torch.equal(hidden(model, ids, keep), expected[number]):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (0, 1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_forward_pass_leaves_no_padding_behind(error: type[BaseException]) -> None:
+    model = converted("lfm2")
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with torch.no_grad():
+        expected = model(input_ids=texts())[0]
+        handle = model.layers[1].register_forward_pre_hook(fail)
+        with pytest.raises(error):
+            hidden(model)
+        handle.remove()
+        assert torch.equal(model(input_ids=texts())[0], expected)
+    with pytest.raises(ConversionError, match=r"attention_mask of shape"):
+        model(input_ids=texts(), attention_mask=torch.zeros(3, 1, 11, 11))
+
+
+def test_gates_that_should_be_there_are_not_made_anew(tmp_path: Path) -> None:
+    model = converted("lfm2")
+    assert model.config.two_way_gates is True
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {key: value for key, value in tensors.items() if GATE not in key}
+    assert len(kept) < len(tensors)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again = AutoModel.from_pretrained(tmp_path, attn_implementation="eager")
+    with pytest.raises(ConversionError, match=r"saved with trained gates .* none was found for layers\.0\.conv"):
+        make_bidirectional(again)
+    assert not runs_both_ways(again)
+    again.config.two_way_gates = False
+    make_bidirectional(again)
+
+
+def test_hooks_of_a_device_map_may_come_and_go() -> None:
+    for first in (True, False):
+        model = tiny("lfm2", "eager")
+        with torch.no_grad():
+            if first:
+                add_hook_to_module(model.layers[0].conv, ModelHook())
+            make_bidirectional(model)
+            if not first:
+                add_hook_to_module(model.layers[0].conv, ModelHook())
+            expected = hidden(converted("lfm2"))
+            assert torch.equal(hidden(model), expected)
+            assert runs_both_ways(model)
+            remove_hook_from_module(model.layers[0].conv)
+            assert torch.equal(hidden(model), expected)
+        assert runs_both_ways(model)
+
+
+def test_an_adapter_of_ones_own_can_hold_the_gates(tmp_path: Path) -> None:
+    config = LoraConfig(r=3, target_modules=["q_proj"], modules_to_save=[GATE])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped = get_peft_model(converted("lfm2"), config)
+        for name, parameter in wrapped.named_parameters():
+            if GATE in name and parameter.requires_grad:
+                parameter.data.fill_(0.01)
+        wrapped.save_pretrained(str(tmp_path))
+        loaded = PeftModel.from_pretrained(converted("lfm2"), str(tmp_path))
+    with torch.no_grad():
+        assert torch.equal(hidden(loaded.eval()), hidden(wrapped.eval()))
+        assert (hidden(converted("lfm2")) - hidden(wrapped)).abs().max() > 1e-3
+    shares = [mixer.share for mixer in probe(loaded.base_model.model).modules if not mixer.attends]
+    assert shares == pytest.approx([1 / (1 + math.exp(-1))] * len(shares), rel=1e-5)
+    assert shares

@@ -55,8 +55,11 @@ def treat(model: nn.Module, *, open_windows: bool = False) -> dict[str, str]:
 
 
 def says_bidirectional(config: PreTrainedConfig) -> bool:
-    """Whether a config opens the attention of what is loaded with it."""
-    return getattr(config, "is_causal", True) is False or (has_native_key(config) and bool(getattr(config, NATIVE_KEY)))
+    """Whether a config, or that of a text sub-model, opens the attention of what is loaded with it."""
+    return any(
+        getattr(part, "is_causal", True) is False or (has_native_key(part) and bool(getattr(part, NATIVE_KEY)))
+        for part in text_configs(config)
+    )
 
 
 def has_native_key(config: PreTrainedConfig) -> bool:

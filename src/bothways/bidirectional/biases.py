@@ -40,6 +40,16 @@ def mirror_biases(model: nn.Module) -> dict[str, str]:
     return done
 
 
+def biases_are_mirrored(model: nn.Module) -> bool:
+    """Whether `mirror_biases` has changed anything."""
+    ours = (_merge_into_mask, _replace, _look_ahead)
+    return any(
+        hook in ours
+        for module in model.modules()
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    )
+
+
 def unmirror_biases(model: nn.Module) -> None:
     """Undoes `mirror_biases`."""
     for module in model.modules():

@@ -14,6 +14,8 @@ PADDING_TOLERANCE = 1e-3
 """Largest relative change of a text's float32 hidden states when padding stands beside it; rounding gives 1e-6."""
 
 
+SHARE_TOLERANCE = 0.01
+"""By how much another number format may change the mean share of a gate."""
 IGNORES_MASK = "the model ignores attention_mask"
 
 
@@ -218,11 +220,14 @@ class Certificate:
                 return f"{name} mixes tokens in one of them only"
             if before[name].direction != now[name].direction:
                 return f"{name} was {before[name].direction}, and is {now[name].direction}"
+            was, is_now = before[name].share, now[name].share
+            if was is not None and is_now is not None and abs(was - is_now) > SHARE_TOLERANCE:
+                return f"{name} let {was:.1%} of its second direction in, and lets {is_now:.1%} in"
             # How far a recurrence is felt depends on rounding where it forgets.
             comparable = same_probe and now[name].attends
             if comparable and (before[name].unpadded, before[name].window) != (now[name].unpadded, now[name].window):
-                was, is_now = (one._shown(m[name], m[name].unpadded) for one, m in ((self, before), (other, now)))
-                return f"{name} was {was}, and is {is_now}"
+                seen = [one._shown(m[name], m[name].unpadded) for one, m in ((self, before), (other, now))]
+                return f"{name} was {seen[0]}, and is {seen[1]}"
         return None
 
     def require_same(self, measured: Certificate, folder: object) -> None:

@@ -20,7 +20,7 @@ from bothways.bidirectional.gate import load_gates
 from bothways.bidirectional.movement import make_batch, run
 from bothways.bidirectional.probe import Examination, examine, probe, undisturbed
 from bothways.bidirectional.twin import twin_of
-from bothways.bidirectional.windows import TWINS, Windows, layer_of, measure_edges, set_windows
+from bothways.bidirectional.windows import TWINS, Windows, check_windows, layer_of, measure_edges, set_windows
 from bothways.errors import ConversionError
 
 UNEVEN = 0.01
@@ -39,18 +39,19 @@ def make_bidirectional(
     in both directions. `windows`: "keep" sliding windows on both sides; "full" opens them; "native" halves them by
     Gemma 3's own key. `attn_implementation` is as in transformers (None: the model's own); "auto" takes the fastest
     that passes. Sound to call twice. A model that cannot be converted, or not be proved to be, is given back as it
-    came.
+    came. Convert the model with its head if it has one: then `generate()` raises.
 
     Raises ConversionError that names the sub-module, the backend, the batch and the way out; ConfigError for a wrong
     `windows`.
     Source: LLM2Vec (arXiv 2404.05961), sec. 2.1, for attention.
     """
+    check_windows(windows)
     refuse_untreatable(model)
     if attn_implementation == "auto":
         return _fastest(model, windows)
-    if attn_implementation is not None:
-        model.set_attn_implementation(attn_implementation)
     with _given_back_on_error(model):
+        if attn_implementation is not None:
+            model.set_attn_implementation(attn_implementation)
         marked = any(says_bidirectional(config) for config in text_configs_of(model))
         before = None if marked else _states(model)
         certificate, after = _convert(model, windows)
@@ -70,13 +71,12 @@ def make_bidirectional(
 
 
 def _fastest(model: PreTrainedModel, windows: Windows) -> Certificate:
-    own, refusals = model.config._attn_implementation, []
+    refusals: list[Exception] = []
     for kernel in hardware.attention_by_speed(model.device):
         try:
             return make_bidirectional(model, windows=windows, attn_implementation=kernel.value)
         except (ValueError, ImportError, ConversionError) as error:  # not there, or does not pass
             refusals.append(error)
-    model.set_attn_implementation(own)
     raise next((error for error in refusals if isinstance(error, ConversionError)), refusals[0])
 
 
@@ -226,15 +226,23 @@ def _given_back_on_error(model: PreTrainedModel) -> Iterator[None]:
     configs = [(config, dict(vars(config))) for config in text_configs_of(model)]
     kept = [(module, {name: vars(module)[name] for name in KEPT if name in vars(module)}) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for module in model.modules() for _, buffer in triangles(module)]
-    before = set(recurrence.runs_both_ways(model)), masks.masks_are_always_made(model)
+    own = model.config._attn_implementation
+    undo = [
+        undoing
+        for done, undoing in (
+            (bool(recurrence.runs_both_ways(model)), recurrence.run_one_way),
+            (masks.masks_are_always_made(model), masks.make_masks_when_needed),
+            (biases.biases_are_mirrored(model), biases.unmirror_biases),
+        )
+        if not done
+    ]
     try:
         yield
     except BaseException:
-        if not before[0]:
-            recurrence.run_one_way(model)
-        if not before[1]:
-            masks.make_masks_when_needed(model)
-        biases.unmirror_biases(model)
+        for undoing in undo:
+            undoing(model)
+        if model.config._attn_implementation != own:
+            model.set_attn_implementation(own)
         for config, values in configs:
             vars(config).clear()
             vars(config).update(values)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -15,8 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from bothways.errors import ConversionError
+
 GATE = "two_way_gate"
 """Name of the one child that a sub-module gets."""
+GATED = "two_way_gates"
+"""Key in the config of a model whose files hold gates."""
 GATE_START = 0.1
 """Share of the second direction before training: near what was pre-trained, and far enough from 0 for a gradient."""
 GATE_SPEED = 100.0
@@ -26,7 +31,8 @@ GATE_SPEED = 100.0
 class Gate(nn.Module):
     """`forward + g * (backward - forward)`, with a learned share g in (0, 1) for each channel, or one for all.
 
-    Against the plain mean, and against leaving the mixers one-way: `python -m benchmarks recurrence`.
+    An adapter of your own trains and saves it if peft's `modules_to_save` names "two_way_gate". Against the plain mean,
+    and against leaving the mixers one-way: `python -m benchmarks recurrence`.
     """
 
     def __init__(self, channels: int) -> None:
@@ -44,8 +50,15 @@ class Gate(nn.Module):
 
 def share_of(module: nn.Module) -> float | None:
     """Mean share of the second direction in a two-way sub-module; None in any other."""
-    gate = module._modules.get(GATE)
+    gate: Any = module._modules.get(GATE)
+    # peft puts what it trains beside the original.
+    gate = gate.modules_to_save[gate.active_adapter] if hasattr(gate, "modules_to_save") else gate
     return float(gate.share().detach().mean()) if isinstance(gate, Gate) else None
+
+
+def has_gates(model: nn.Module) -> bool:
+    """Whether anything in the model is run both ways."""
+    return any(isinstance(module, Gate) for module in model.modules())
 
 
 @contextmanager
@@ -65,9 +78,13 @@ def half_open(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def load_gates(model: PreTrainedModel) -> None:
-    """Gives every gate the value it was saved with, if the model was loaded from files that hold it, in place."""
+    """Gives every gate the value it was saved with, in place, and has the config say that there are gates.
+
+    Raises ConversionError if the config said so already, but the files that `model` came from do not hold them all.
+    """
     gates = {name: module.get_submodule(GATE) for name, module in model.named_modules() if GATE in module._modules}
-    for path in _weight_files(model) if gates else []:
+    found: set[str] = set()
+    for path in _weight_files(model):
         with safe_open(path, framework="pt") as tensors:
             for key in [key for key in tensors.keys() if GATE in key]:  # noqa: SIM118 (it is no mapping)
                 for name, gate in gates.items():
@@ -75,6 +92,15 @@ def load_gates(model: PreTrainedModel) -> None:
                     own = f".{name}.{GATE}.logit"
                     if own.endswith(f".{key}") or key.endswith(own):
                         gate.get_parameter("logit").copy_(tensors.get_tensor(key))
+                        found.add(name)
+    missing = sorted(set(gates) - found)
+    if missing and getattr(model.config, GATED, False):
+        raise ConversionError(
+            f"{model.name_or_path or 'this model'} was saved with trained gates ({GATED} in its config), but none was "
+            f"found for {missing[0]}: without them it computes something else.\n  Load it from a folder with its "
+            f"safetensors files, or set {GATED} to false in config.json to begin anew."
+        )
+    setattr(model.config, GATED, True)
 
 
 def _weight_files(model: PreTrainedModel) -> list[Path]:
@@ -84,6 +110,7 @@ def _weight_files(model: PreTrainedModel) -> list[Path]:
     find = partial(
         cached_file,
         model.name_or_path,
+        revision=getattr(model.config, "_commit_hash", None),
         local_files_only=True,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,

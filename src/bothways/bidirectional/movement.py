@@ -14,7 +14,7 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 
 from bothways.bidirectional.certificate import Reach
 from bothways.bidirectional.directions import called
-from bothways.bidirectional.nested import Path, rebuilt
+from bothways.bidirectional.nested import Path, rebuilt, tensors
 
 # Primes that no model has as its width, so that an axis of this length is the axis of the tokens.
 TOKENS = 11
@@ -53,6 +53,8 @@ def make_batch(model: PreTrainedModel, padding: int) -> Batch:
         raise TypeError("it does not read the token ids of one vocabulary")
     special = _special_ids(model.config)
     plain = torch.tensor([token for token in range(embeddings.shape[0]) if token not in special])
+    if len(plain) < 2:
+        raise TypeError("its vocabulary has fewer than two ordinary tokens")
     draws = torch.randint(len(plain), (2, ROWS, TOKENS + PADDING), generator=torch.Generator().manual_seed(0))
     # The second draw is made to differ from the first everywhere.
     ids, other = plain[draws[0]], plain[(draws[0] + 1 + draws[1] % (len(plain) - 1)) % len(plain)]
@@ -121,8 +123,11 @@ def body_of(model: nn.Module) -> nn.Module:
 def felt_by(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], clean: Tensor, batch: Batch
 ) -> Tensor | None:
-    """Which real, untouched outputs move, (rows, TOKENS); None if there is nothing to perturb."""
-    felt = torch.zeros_like(batch.touched[:, :TOKENS])
+    """Which real, untouched outputs move, (rows, TOKENS); None if there is nothing to perturb.
+
+    What moves nowhere by more than rounding may explain does not mix; of what mixes, the faintest movement counts.
+    """
+    mixes = felt = torch.zeros_like(batch.touched[:, :TOKENS])
     for draw in range(DRAWS):
         perturbed = _Perturbed(batch, torch.Generator().manual_seed(draw))
         other_args, other_kwargs = perturbed(args), perturbed(kwargs)
@@ -131,10 +136,11 @@ def felt_by(
         changed = by_token(called(module, other_args, other_kwargs), batch)
         if changed is None:
             return None
-        felt |= moved(clean, changed, batch)
-        if not felt.any() or reach(felt).direction() == "bidirectional":
+        mixes = mixes | moved(clean, changed, batch)
+        felt = felt | moved(clean, changed, batch, floor=torch.finfo(clean.dtype).eps / 16)
+        if not mixes.any() or reach(felt).direction() == "bidirectional":
             break
-    return felt
+    return felt if mixes.any() else mixes
 
 
 def balance(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch) -> float | None:
@@ -191,6 +197,17 @@ class SoftmaxOverTokens(TorchDispatchMode):
         return output
 
 
+def perturbed(item: Any, batch: Batch) -> Any:
+    """A copy of an output with noise on the touched positions."""
+    return _Perturbed(batch, torch.Generator().manual_seed(0))(item)
+
+
+def states_in(item: Any, batch: Batch) -> dict[Path, Tensor]:
+    """What may be hidden states in nested arguments, each as (rows, tokens, features)."""
+    axes = ((path, part, _states_axis(part, batch)) for path, part in tensors(item))
+    return {path: part.movedim(axis, 1).flatten(2) for path, part, axis in axes if axis is not None}
+
+
 class _Perturbed:
     """Copies arguments, with noise on the touched positions of every float tensor that has an axis for the tokens."""
 
@@ -212,10 +229,10 @@ class _Perturbed:
         return torch.where(touched, item + (STRENGTH * size * noise).to(item.dtype), item)
 
 
-def moved(clean: Tensor, changed: Tensor, batch: Batch) -> Tensor:
+def moved(clean: Tensor, changed: Tensor, batch: Batch, floor: float = ROUNDING) -> Tensor:
     """Which real, untouched positions differ by more than chance, as the untouched row shows it; (rows, TOKENS)."""
     change = relative_change(clean, changed)
-    floor = max(torch.finfo(clean.dtype).eps / 16, ROUNDING)
+    floor = max(torch.finfo(clean.dtype).eps / 16, floor)
     return (change > torch.clamp(NOISE_MARGIN * change[-1].max(), min=floor)).cpu() & ~batch.touched[:, :TOKENS]
 
 

@@ -2,8 +2,9 @@
 
 One bidirectional layer makes a whole model look bidirectional, so each sub-module is called again inside a clean
 forward pass, with its input perturbed at one position of each row. What then moves elsewhere was seen. Afterwards the
-model runs once more on other tokens with the clean outputs of all measured sub-modules put in their place: if anything
-still crosses from one position to another, some mixing escaped the measurement, and the certificate says so.
+model runs once more on other tokens with the clean outputs of the mixing sub-modules put in their place, changed at
+that one position: if anything still crosses from one position to another, before, between or after them, some mixing
+escaped the measurement, and the certificate says so. A sub-module without mixing parts is measured as a whole.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ from bothways.bidirectional.movement import (
     felt_by,
     make_batch,
     moved,
+    perturbed,
     reach,
     relative_change,
     run,
+    states_in,
 )
+from bothways.bidirectional.nested import Path
 from bothways.bidirectional.recurrence import runs_both_ways
 from bothways.errors import ConversionError
 
@@ -56,6 +60,7 @@ class _Findings:
 
     felt: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     outputs: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    inputs: dict[str, list[dict[Path, Tensor]]] = field(default_factory=lambda: defaultdict(list))
     attends: dict[str, bool] = field(default_factory=dict)
     balance: dict[str, float | None] = field(default_factory=dict)
     hidden: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -135,7 +140,8 @@ def examine(model: PreTrainedModel, before: float = 0.0) -> Examination:
         for padding in (0, PADDING):
             try:
                 batch = make_batch(model, padding)
-                found.append(_examine(model, batch, only=set(found[0].felt) if found else None))
+                known = {name: found[0].attends[name] for name in found[0].felt} if found else None
+                found.append(_examine(model, batch, known))
             except Exception as error:  # whatever a model's own code may raise
                 raise ConversionError(
                     f"{model.config.model_type} under attn_implementation="
@@ -178,18 +184,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def _examine(model: PreTrainedModel, batch: Batch, only: set[str] | None) -> _Findings:
-    """Both passes over one batch; `only` limits the sub-modules that are measured.
+def _examine(model: PreTrainedModel, batch: Batch, attends: Mapping[str, bool] | None) -> _Findings:
+    """Both passes over one batch. `attends` limits what is measured to those sub-modules, of which it is known.
 
     What looks like a feed-forward part, two thirds of a model's weights, is spared at first. Where the second pass
     finds something unexplained, it is measured too.
     """
-    findings = _passes(model, batch, only, spare=True)
-    return findings if findings.loose is None else _passes(model, batch, only, spare=False)
+    findings = _passes(model, batch, attends, spare=True)
+    return findings if findings.loose is None else _passes(model, batch, attends, spare=False)
 
 
-def _passes(model: PreTrainedModel, batch: Batch, only: set[str] | None, *, spare: bool) -> _Findings:
-    findings = _Findings()
+def _passes(model: PreTrainedModel, batch: Batch, attends: Mapping[str, bool] | None, *, spare: bool) -> _Findings:
+    findings, only = _Findings(attends=dict(attends or {})), attends
     within_layers = set(_within_layers(model))
     both_ways = tuple(f"{name}." for name in runs_both_ways(model))
     busy = False
@@ -201,6 +207,7 @@ def _passes(model: PreTrainedModel, batch: Batch, only: set[str] | None, *, spar
         if busy or clean is None or name.startswith(both_ways):
             return
         findings.outputs[name].append(output)
+        findings.inputs[name].append(states_in((args, kwargs), batch))
         explained = name not in within_layers and any(other.startswith(f"{name}.") for other in findings.felt)
         if explained if only is None else name not in only:
             return
@@ -221,26 +228,42 @@ def _passes(model: PreTrainedModel, batch: Batch, only: set[str] | None, *, spar
     with _hooked(model, measure):
         findings.hidden = run(model, batch.ids, batch)
 
-    mixing = [name for name in findings.felt if not any(name.startswith(f"{other}.") for other in findings.felt)]
+    swapped = _swapped(findings)
     calls: dict[str, int] = defaultdict(int)
 
     def replace(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if name not in findings.outputs or any(name.startswith(f"{other}.") for other in mixing):
+        if name not in findings.outputs or any(name.startswith(f"{other}.") for other in swapped):
             return None
-        clean = findings.outputs[name][calls[name]]
+        clean, before = findings.outputs[name][calls[name]], findings.inputs[name][calls[name]]
         calls[name] += 1
-        if name in mixing:
-            return clean
-        if findings.loose is None and _crossed(by_token(clean, batch), by_token(output, batch), batch):
-            findings.loose = f"{name} ({type(module).__name__})"
-        return None
+        if name not in swapped:
+            loose = _crossed(by_token(clean, batch), by_token(output, batch), batch)
+        else:
+            now = states_in((args, kwargs), batch)
+            loose = any(_crossed(before[path], now.get(path), batch) for path in before)
+        if loose and findings.loose is None:
+            findings.loose = f"{name} ({type(module).__name__})" if name not in swapped else f"what is before {name}"
+        # What it hands on differs where its own token does, so that mixing after it shows too.
+        return perturbed(clean, batch) if name in swapped else None
 
     with _hooked(model, replace):
         hidden = run(model, batch.other_ids, batch)
     if findings.loose is None and _crossed(findings.hidden, hidden, batch):
         findings.loose = type(model).__name__
     findings.outputs.clear()
+    findings.inputs.clear()
     return findings
+
+
+def _swapped(findings: _Findings) -> list[str]:
+    """The mixing sub-modules that stand for themselves: what mixes inside them is measured with them, or one-way."""
+    kept = []
+    for name, felt in findings.felt.items():
+        parts = [other for other in findings.felt if other.startswith(f"{name}.")]
+        attends = findings.attends.get(name, False) and not any(findings.attends.get(part, False) for part in parts)
+        if not parts or attends or _worst(felt).direction() == "causal":
+            kept.append(name)
+    return [name for name in kept if not any(name.startswith(f"{other}.") for other in kept)]
 
 
 def _feeds_forward(module: nn.Module) -> bool:

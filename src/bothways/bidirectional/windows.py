@@ -32,21 +32,27 @@ TWINS = (4, 8)
 """Windows of the twins on which an edge beyond the probe's length is measured; both within it."""
 
 
+def check_windows(windows: str) -> None:
+    """Nothing, or ConfigError for an unknown choice."""
+    if windows not in WINDOWS:
+        raise ConfigError(f'windows="{windows}" is not known. Use one of {", ".join(WINDOWS)}.')
+
+
 def set_windows(model: PreTrainedModel, windows: Windows) -> None:
     """Does to the windows what `windows` says, in the configs and in the sub-modules; sound to repeat.
 
     Raises ConfigError for "native" where the family has no such key.
     """
-    if windows not in WINDOWS:
-        raise ConfigError(f'windows="{windows}" is not known. Use one of {", ".join(WINDOWS)}.')
+    check_windows(windows)
     configs = [config for config in text_configs_of(model) if _window(config) is not None]
     if windows == "native":
+        # Of a multimodal Gemma 3 the outer model makes the masks, and does not read its text model's key.
         if not has_native_key(model.config):
             raise ConfigError(
                 f'windows="native": {model.config.model_type} has no key {NATIVE_KEY} of its own. '
                 'Use windows="keep" or "full".'
             )
-        for config in configs:
+        for config in filter(has_native_key, configs):
             if not getattr(config, NATIVE_KEY):
                 # What the config's constructor makes of the two when it reads them from a file.
                 vars(config).update({NATIVE_KEY: True, "sliding_window": config.sliding_window // 2 + 1})

@@ -137,9 +137,16 @@ def _stored_settings(chosen: Convert, config: Any, tokenizer: Any) -> EncoderSet
 
 
 def _windows(chosen: Convert, config: PreTrainedConfig) -> Windows:
+    if chosen.direction == "causal":
+        if chosen.windows not in ("auto", "keep"):
+            raise ConfigError(
+                f'windows="{chosen.windows}" opens or narrows windows on both sides, but direction="causal" leaves the '
+                "model as it came. Leave windows out."
+            )
+        return "keep"
     if chosen.windows != "auto":
         return chosen.windows
-    return "native" if has_native_key(config) and chosen.direction == "bidirectional" else "keep"
+    return "native" if has_native_key(config) else "keep"
 
 
 def _changed(settings: Convert, changes: Mapping[str, Any]) -> Convert:

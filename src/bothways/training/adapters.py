@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from bothways.artefact import Adapter
+from bothways.bidirectional.gate import GATE, has_gates
 from bothways.errors import TrainingError
 from bothways.training.settings import Training
 
@@ -57,6 +58,8 @@ def attach(model: PreTrainedModel, settings: Training) -> Any:
         target_modules=names,
         fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
         bias="none",
+        # A few numbers a layer, which start small: adapters alone would leave the second direction there.
+        modules_to_save=[GATE] if has_gates(model) else None,
     )
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 for a property by its old name.

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-from bothways.bidirectional.gate import GATE
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError
 from bothways.training import adapters
@@ -27,10 +26,6 @@ def tuned(encoder: Encoder, settings: Training, dtype: torch.dtype) -> Iterator[
     try:
         _choose(encoder, settings)
         wrapper = adapters.attach(encoder.model, settings) if settings.tune == "lora" else None
-        for name, weight in encoder.model.named_parameters():
-            if GATE in name:
-                # A few numbers a layer, which start small: adapters alone would leave the second direction there.
-                weight.requires_grad_(True)
         weights = WorkingWeights(encoder, dtype)
         encoder.train()
         yield weights
