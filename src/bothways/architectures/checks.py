@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bothways.architectures.record import Checks
 from bothways.bidirectional.certificate import Certificate
+from bothways.bidirectional.gate import GATE, has_gates
 from bothways.bidirectional.movement import PADDING, body_of, make_batch
 
 Convert = Callable[[PreTrainedModel], Certificate]
@@ -42,6 +43,7 @@ def check(model: PreTrainedModel, certificate: Certificate, convert: Convert) ->
     values: dict[str, float] = {}
     errors: dict[str, str] = {}
     unreached: tuple[str, ...] = ()
+    _move_gates(model)
     with tempfile.TemporaryDirectory() as folder:
         try:
             step = "gradients"
@@ -53,6 +55,14 @@ def check(model: PreTrainedModel, certificate: Certificate, convert: Convert) ->
         except Exception as error:  # whatever a model's own code, peft or transformers may raise
             errors[step] = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return Checks(certificate.attn_implementation, values.get("saved"), values.get("adapted"), unreached, errors)
+
+
+@torch.no_grad()
+def _move_gates(model: PreTrainedModel) -> None:
+    """From where every gate starts to values of their own, so that one that is lost would be missed."""
+    gates = (parameter for name, parameter in model.named_parameters() if GATE in name)
+    for number, gate in enumerate(gates):
+        gate.fill_(0.01 * (number % 5) - 0.02)
 
 
 def _saved(model: PreTrainedModel, convert: Convert, folder: Path) -> tuple[PreTrainedModel, float]:
@@ -68,11 +78,12 @@ def _saved(model: PreTrainedModel, convert: Convert, folder: Path) -> tuple[PreT
 
 def _adapted(model: PreTrainedModel, again: PreTrainedModel, folder: Path) -> float:
     """How much the hidden states change when a LoRA adapter is saved and put on the model that was loaded again."""
-    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=_linear_layers(model)))
+    gates = [GATE] if has_gates(model) else None
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules=_linear_layers(model), modules_to_save=gates))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
-            if "lora_" in name:
+            if "lora_" in name or (GATE in name and parameter.requires_grad):
                 parameter.copy_(ADAPTER_STD * torch.randn(parameter.shape, generator=generator))
     wrapped.eval()
     with warnings.catch_warnings():

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils.hub import cached_file
 
 from bothways.errors import ConversionError
@@ -83,14 +84,14 @@ def load_gates(model: PreTrainedModel) -> None:
     Raises ConversionError if the config said so already, but the files that `model` came from do not hold them all.
     """
     gates = {name: module.get_submodule(GATE) for name, module in model.named_modules() if GATE in module._modules}
+    saved_as = {name: _names_in_files(model, f"{name}.{GATE}.logit", gate) for name, gate in gates.items()}
     found: set[str] = set()
     for path in _weight_files(model):
         with safe_open(path, framework="pt") as tensors:
             for key in [key for key in tensors.keys() if GATE in key]:  # noqa: SIM118 (it is no mapping)
                 for name, gate in gates.items():
                     # The trunk may have been saved and a model with a head been loaded, or the other way round.
-                    own = f".{name}.{GATE}.logit"
-                    if own.endswith(f".{key}") or key.endswith(own):
+                    if any(f".{own}".endswith(f".{key}") or key.endswith(f".{own}") for own in saved_as[name]):
                         gate.get_parameter("logit").copy_(tensors.get_tensor(key))
                         found.add(name)
     missing = sorted(set(gates) - found)
@@ -101,6 +102,11 @@ def load_gates(model: PreTrainedModel) -> None:
             f"safetensors files, or set {GATED} to false in config.json to begin anew."
         )
     setattr(model.config, GATED, True)
+
+
+def _names_in_files(model: PreTrainedModel, name: str, gate: nn.Module) -> set[str]:
+    """What a parameter is called in a saved file: transformers gives some families back the names they came with."""
+    return {name, *revert_weight_conversion(model, {name: gate.get_parameter("logit").detach()})}
 
 
 def _weight_files(model: PreTrainedModel) -> list[Path]:

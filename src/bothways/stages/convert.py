@@ -52,7 +52,7 @@ class Convert:
     """Where to load the model; None: the first accelerator that works."""
     attn_implementation: str | None = None
     """As in transformers; auto: the fastest that passes the measurement; None: what transformers picks."""
-    windows: Windows | Literal["auto"] = "auto"
+    windows: Literal["auto", "keep", "full", "native"] = "auto"
     """Sliding windows: keep them on both sides, full to open them, native to halve them by Gemma 3's own key, which
     all engines honour; auto: native where the family has that key, else keep."""
     trust_remote_code: bool = False
