@@ -219,8 +219,7 @@ def _passes(model: PreTrainedModel, batch: Batch, attends: Mapping[str, bool] | 
             if felt is None or not (felt.any() or hasattr(module, "is_causal") or only is not None):
                 return
             if only is None and name not in findings.felt:
-                attends, findings.balance[name] = _weigh(module, args, kwargs, batch)
-                findings.attends[name] = attends
+                findings.attends[name], findings.balance[name] = _weigh(module, args, kwargs, batch)
             findings.felt[name].append(felt)
         finally:
             busy = False
@@ -231,7 +230,7 @@ def _passes(model: PreTrainedModel, batch: Batch, attends: Mapping[str, bool] | 
     swapped = _swapped(findings)
     calls: dict[str, int] = defaultdict(int)
 
-    def replace(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def swap(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if name not in findings.outputs or any(name.startswith(f"{other}.") for other in swapped):
             return None
         clean, before = findings.outputs[name][calls[name]], findings.inputs[name][calls[name]]
@@ -246,7 +245,7 @@ def _passes(model: PreTrainedModel, batch: Batch, attends: Mapping[str, bool] | 
         # What it hands on differs where its own token does, so that mixing after it shows too.
         return perturbed(clean, batch) if name in swapped else None
 
-    with _hooked(model, replace):
+    with _hooked(model, swap):
         hidden = run(model, batch.other_ids, batch)
     if findings.loose is None and _crossed(findings.hidden, hidden, batch):
         findings.loose = type(model).__name__
