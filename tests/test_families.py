@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bidirectional.tiny import RECURRENT
 from peft import PeftModel
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
@@ -38,16 +39,9 @@ SHAPE = {
     "pad_token_id": 1,
 }
 FAMILIES: dict[str, dict[str, Any]] = {
-    "jamba": {
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "expert_layer_period": 2,
-        "num_experts": 3,
-        "mamba_d_state": 8,
-        "mamba_dt_rank": 4,
-    },
-    "lfm2": {"layer_types": ["conv", "full_attention"], "block_dim": 48, "conv_dim": 48},
-    "mamba": {"state_size": 8, "time_step_rank": 4, "tie_word_embeddings": True},
+    "jamba": RECURRENT["jamba"],
+    "lfm2": RECURRENT["lfm2"],
+    "mamba": {**RECURRENT["mamba"], "tie_word_embeddings": True},
     "bloom": {},
     "gemma3_text": {
         "head_dim": 12,

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModel, DynamicCache, PreTrainedModel
 
 from bothways.bidirectional.conversion import make_bidirectional
-from bothways.bidirectional.directions import Rows
+from bothways.bidirectional.directions import Checkpoint, Padding, Rows
 from bothways.bidirectional.gate import GATE, GATE_START
 from bothways.bidirectional.probe import probe
 from bothways.bidirectional.recurrence import run_one_way, runs_both_ways
@@ -172,6 +172,23 @@ def test_checkpointing_computes_again_with_the_padding_of_its_own_batch(name: st
     assert len(gradients[0]) == len(gradients[1])
     for plain, again in zip(*gradients, strict=True):
         assert (plain - again).abs().max() <= 1e-5 * plain.abs().max().clamp(min=1)
+
+
+def test_checkpoints_inside_checkpoints_leave_the_outer_ones_rows_known() -> None:
+    padding = Padding()
+    seen: list[Tensor | None] = []
+
+    def outer() -> None:
+        inner(lambda: seen.append(padding.rows.mirror))
+        seen.append(padding.rows.mirror)
+
+    inner = Checkpoint(lambda function, *args: function(*args), padding)
+    rows = Rows.of(mask())
+    # In a backward pass no model is being computed: the checkpoint alone knows the rows.
+    inner._again(rows, outer)
+    assert [found is rows.mirror for found in seen] == [True, True]
+    with pytest.raises(ConversionError, match="outside its model's forward pass"):
+        _ = padding.rows
 
 
 def test_outside_a_forward_pass_nothing_is_guessed() -> None:

@@ -82,6 +82,11 @@ class Padding:
             )
         return entries[-1][1]
 
+    @property
+    def depth(self) -> int:
+        """Of the innermost model that is being computed; -1 if none is."""
+        return self._stack.entries[-1][0] if self._stack.entries else -1
+
     def enter(self, depth: int, rows: Rows | None) -> None:
         """Notes the rows of a model at this depth; None: those of the model around it."""
         self.leave(depth)
@@ -159,8 +164,8 @@ class Checkpoint:
         return self.checkpoint(partial(self._again, self.padding.rows, function), *args, **kwargs)
 
     def _again(self, rows: Rows, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # Deeper than any model, so that whatever is being computed stays known.
-        depth = 2**31
+        # Deeper than what is being computed, which stays known: checkpointed layers may contain one another.
+        depth = self.padding.depth + 1
         self.padding.enter(depth, rows)
         try:
             return function(*args, **kwargs)
