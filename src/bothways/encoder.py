@@ -28,6 +28,7 @@ from bothways.bidirectional.probe import probe
 from bothways.errors import ConfigError, ConversionError, DataError
 from bothways.folders import new_folder
 from bothways.head import Head
+from bothways.packing import token_states
 from bothways.pooling import pool
 from bothways.provenance import EncoderSettings, Record
 from bothways.text import Features, TextIds
@@ -187,6 +188,22 @@ class Encoder(nn.Module):
         ).last_hidden_state
         return hidden
 
+    def token_states(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "tokens dim"]:
+        """The last hidden state of every token of some rows of ids, row after row; packed within `packing`."""
+        pad = self.tokenizer.pad_token_id
+        return token_states(self.model, rows, 0 if pad is None else pad)
+
+    def embed(self, rows: Sequence[TextIds]) -> Float[Tensor, "texts dim"]:
+        """Vectors of tokenised texts, with gradients, in float32; unit length if `settings.normalize`."""
+        states = self.token_states([row.ids for row in rows])
+        # The last states alone are padded, to be pooled by the one code that pools.
+        hidden = nn.utils.rnn.pad_sequence(states.split([len(row) for row in rows]), batch_first=True)
+        return self._pooled(hidden, self.collate(rows).pool_mask)
+
+    def _pooled(self, hidden: Tensor, pool_mask: Tensor) -> Tensor:
+        vectors = pool(hidden, pool_mask, self.settings.pooling)
+        return F.normalize(vectors, dim=-1) if self.settings.normalize else vectors
+
     def forward(
         self, texts: Sequence[str] | Features | Mapping[str, Tensor], instruction: Instructions = None
     ) -> Float[Tensor, "texts dim"]:
@@ -204,8 +221,7 @@ class Encoder(nn.Module):
             features = self.collate(self.tokenise(texts, instruction))
         if not len(features.input_ids):
             return torch.zeros((0, self.dim), device=self.device)
-        vectors = pool(self.hidden_states(features), features.pool_mask, self.settings.pooling)
-        return F.normalize(vectors, dim=-1) if self.settings.normalize else vectors
+        return self._pooled(self.hidden_states(features), features.pool_mask)
 
     def encode(
         self,

@@ -17,6 +17,8 @@ ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 EAGER_TOKENS = 512
 """Longest row for which eager attention is chosen."""
+VARLEN_DIM = 256
+"""Widest attention head that flash kernels compute."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,16 @@ def choose_training_attention(own: str, device: torch.device, longest: int) -> K
     if own == "sdpa" and device.type == "cpu" and longest <= EAGER_TOKENS:
         return Kernel("eager", f"faster backward pass on CPU for rows of at most {EAGER_TOKENS} tokens")
     return Kernel(own, "as the model was loaded")
+
+
+def runs_varlen(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether torch's varlen attention, a flash kernel, computes such tensors (..., tokens, dim)."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] == value.shape[-1] <= VARLEN_DIM
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from bothways import Encoder, Supervised, convert, supervised
 from bothways.data import Example
 from bothways.errors import DataError, TrainingError
+from bothways.packing import packing, packs
 from bothways.stages.supervised import _Rows, _Task
 from bothways.training.batches import Batch
 from bothways.training.contrastive import contrastive_parts
@@ -40,9 +42,11 @@ def batch_loss(encoder: Encoder, settings: Supervised, rows: list[Example]) -> t
     encoder.zero_grad()
     pairs = _Rows(encoder, rows, settings).pairs(range(len(rows)), epoch=0)
     loss = 0.0
-    for part in contrastive_parts("supervised", encoder, pairs, settings, (0, 0), ALONE):
-        part.loss.backward()
-        loss += part.loss.item()
+    cut = partial(packs, tokens=settings.tokens_per_batch)
+    with packing(encoder.model):
+        for part in contrastive_parts("supervised", encoder, pairs, settings, (0, 0), ALONE, cut):
+            part.loss.backward()
+            loss += part.loss.item()
     return loss, {name: weight.grad.clone() for name, weight in encoder.named_parameters() if weight.grad is not None}
 
 
@@ -120,4 +124,4 @@ def test_refusals(encoder: Encoder, real_texts: list[str]) -> None:
         supervised(encoder, [], SMALL)
     task = _Task(encoder, examples(real_texts[:6]), [], SMALL, "")
     with pytest.raises(TrainingError, match="this is one of 2: negatives are not yet shared"):
-        list(task.parts(Batch(0, 0, [0, 1]), Place(1, 2)))
+        list(task.parts(Batch(0, 0, [0, 1]), Place(1, 2), partial(packs, tokens=99)))

@@ -1,11 +1,11 @@
-"""Batches: every item once an epoch, the same at every call, cut to the memory, never mixing what belongs together."""
+"""Batches: every item once an epoch, the same at every call, never mixing what belongs together."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bothways.training.batches import Order, buckets, same_meaning, split_held_out
+from bothways.training.batches import Order, same_meaning, split_held_out
 
 
 @given(st.integers(1, 60), st.integers(1, 13), st.integers(0, 5))
@@ -25,18 +25,6 @@ def test_a_batch_does_not_depend_on_the_batches_before() -> None:
     assert [Order(53, 7, seed=4).batch(step).items for step in (29, 0, 13)] == [all_at_once[i] for i in (29, 0, 13)]
     assert all_at_once[0] != Order(53, 7, seed=5).batch(0).items
     assert all_at_once[:7] != all_at_once[7:14]
-
-
-@given(st.lists(st.integers(1, 40), max_size=50), st.integers(1, 120))
-def test_buckets_hold_everything_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    groups = buckets(lengths, budget)
-    assert sorted(position for group in groups for position in group) == list(range(len(lengths)))
-    for group in groups:
-        longest = max(lengths[i] for i in group)
-        assert len(group) * longest <= budget or len(group) == 1
-        assert sum(longest - lengths[i] for i in group) <= budget / 64
-    flat = [lengths[i] for group in groups for i in group]
-    assert flat == sorted(flat, reverse=True)
 
 
 @given(st.lists(st.sampled_from("abcdefghijklmnopqrstuvwxyz"), max_size=80), st.integers(0, 9), st.integers(0, 3))

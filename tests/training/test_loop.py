@@ -160,8 +160,8 @@ def test_a_loss_that_is_not_finite_stops_the_stage(
 ) -> None:
     real = _Task.parts
 
-    def parts(self: _Task, batch: object, place: object) -> object:
-        for part in real(self, batch, place):
+    def parts(self: _Task, batch: object, place: object, cut: object) -> object:
+        for part in real(self, batch, place, cut):
             yield replace(part, loss=part.loss * (float("nan") if batch.step == 2 else 1.0))
 
     monkeypatch.setattr(_Task, "parts", parts)
@@ -176,7 +176,7 @@ def test_an_error_leaves_a_whole_encoder(
     encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
     names = list(weights(encoder))
 
-    def broken(self: _Task, batch: object, place: object) -> object:
+    def broken(self: _Task, batch: object, place: object, cut: object) -> object:
         raise RuntimeError("broken batch")
 
     monkeypatch.setattr(_Task, "parts", broken)

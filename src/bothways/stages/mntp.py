@@ -14,9 +14,9 @@ from torch import Tensor
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError, DataError, TrainingError
 from bothways.head import Head
-from bothways.text import Features, TextIds, check_texts
-from bothways.training.batches import Batch, buckets
-from bothways.training.loop import Part, Place, train
+from bothways.text import check_texts
+from bothways.training.batches import Batch
+from bothways.training.loop import Cut, Part, Place, train
 from bothways.training.losses import rows_per_chunk, token_cross_entropy
 from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token, to_blocks
 from bothways.training.randomness import seed_everything
@@ -55,14 +55,15 @@ def mntp(
 
 
 def mntp_loss(
-    encoder: Encoder, features: Features, labels: Int[Tensor, "batch tokens"]
+    encoder: Encoder, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
 ) -> tuple[Float[Tensor, ""], int]:
     """Summed cross-entropy, in nats, of the labels that are not -100, and how many they are.
 
+    `labels` has the hidden token at the position of each token of `rows` that is hidden.
     Raises TrainingError if the encoder has no language-model head.
     """
     head = _head(encoder)
-    hidden, wanted = _selected(encoder, features, labels)
+    hidden, wanted = _selected(encoder, rows, labels)
     return _cross_entropy(head, hidden, wanted), len(wanted)
 
 
@@ -71,12 +72,14 @@ def _cross_entropy(head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
 
 
 def _selected(
-    encoder: Encoder, features: Features, labels: Int[Tensor, "batch tokens"]
+    encoder: Encoder, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
 ) -> tuple[Float[Tensor, "rows dim"], Int[Tensor, " rows"]]:
     # Position t predicts token t + 1, as in pre-training, so the label of a masked token sits one step to the left.
-    shifted = labels[:, 1:]
-    predicted = shifted != NOT_PREDICTED
-    return encoder.hidden_states(features)[:, :-1][predicted], shifted[predicted]
+    shifted = torch.tensor([label for row in labels for label in (*row[1:], NOT_PREDICTED)])
+    # Selected on the CPU: a mask of the device's would have to wait for it.
+    places = (shifted != NOT_PREDICTED).nonzero()[:, 0]
+    states = encoder.token_states(rows)
+    return states.index_select(0, places.to(states.device)), shifted[places].to(states.device)
 
 
 def _head(encoder: Encoder) -> Head:
@@ -122,37 +125,30 @@ class _Task:
         bos = self.encoder.tokenizer.bos_token_id
         return to_blocks(rows, size, bos if bos is not None and all(row[0] == bos for row in rows) else None)
 
-    def start(self) -> str:
+    def start(self, cut: Cut) -> str:
         """Which token masks, and why."""
         return f'mask token "{self.mask.token}" ({self.mask.why})'
 
-    def parts(self, batch: Batch, place: Place) -> Iterator[Part]:
+    def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """Losses of some rows each, divided by the number of predicted tokens of the whole batch."""
         seed = self.settings.seed
         masked = [self.masking(self.rows[i], (seed, batch.epoch, i)) for i in batch.items]
         predicted = sum(label != NOT_PREDICTED for _, labels in masked for label in labels)
         mine = masked[place.rank :: place.processes]
-        for number, group in enumerate(buckets([len(ids) for ids, _ in mine], self.settings.tokens_per_batch)):
+        for number, group in enumerate(cut([len(ids) for ids, _ in mine])):
             seed_everything(seed, batch.step, place.rank, number)
-            features, labels = self._collate([mine[i] for i in group])
-            loss, _ = mntp_loss(self.encoder, features, labels)
-            yield Part(loss / max(1, predicted), features.input_ids.numel())
+            ids, labels = zip(*(mine[i] for i in group), strict=True)
+            loss, _ = mntp_loss(self.encoder, ids, labels)
+            yield Part(loss / max(1, predicted), sum(map(len, ids)))
 
-    def _collate(self, masked: Sequence[tuple[list[int], list[int]]]) -> tuple[Features, Tensor]:
-        features = self.encoder.collate([TextIds(ids, [True] * len(ids)) for ids, _ in masked])
-        labels = torch.full(features.input_ids.shape, NOT_PREDICTED)
-        for number, (_, row) in enumerate(masked):
-            labels[number, : len(row)] = torch.tensor(row)
-        return features, labels.to(features.input_ids.device)
-
-    def scores(self) -> dict[str, float]:
+    def scores(self, cut: Cut) -> dict[str, float]:
         """Loss in nats and accuracy over the hidden tokens of the held-out rows, always with the same masks."""
         self.encoder.eval()
         head = _head(self.encoder)
         masked = [self.masking(row, (self.settings.seed, HELD_OUT, i)) for i, row in enumerate(self.held_out)]
         loss, right, count = 0.0, 0, 0
-        for group in buckets([len(ids) for ids, _ in masked], self.settings.tokens_per_batch):
-            hidden, labels = _selected(self.encoder, *self._collate([masked[i] for i in group]))
+        for group in cut([len(ids) for ids, _ in masked]):
+            hidden, labels = _selected(self.encoder, *zip(*(masked[i] for i in group), strict=True))
             loss += float(_cross_entropy(head, hidden, labels))
             size = rows_per_chunk(head.weight)
             for rows, wanted in zip(hidden.split(size), labels.split(size), strict=True):

@@ -13,9 +13,9 @@ from bothways.encoder import Encoder
 from bothways.errors import TrainingError
 from bothways.text import TextIds, check_texts
 from bothways.training.batches import Batch, same_meaning
-from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores, embed_in_buckets
+from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores, embed_in_groups
 from bothways.training.dropout import dropout_of
-from bothways.training.loop import Part, Place, train
+from bothways.training.loop import Cut, Part, Place, train
 from bothways.training.rows import data_facts, hold_out, tokenise
 from bothways.training.settings import SimCSE
 
@@ -65,9 +65,9 @@ class _Task:
         self.items = len(self.rows)
         self.longest = max(len(row) for row in [*self.rows, *self.held_out_rows])
 
-    def start(self) -> str:
+    def start(self, cut: Cut) -> str:
         """The cosine of the two views of the first texts. Raises TrainingError if they are the same."""
-        cosine = self._cosine(self.rows[: self.settings.batch_size])
+        cosine = self._cosine(self.rows[: self.settings.batch_size], cut)
         if cosine > 1 - SAME:
             raise TrainingError(
                 f"simcse: the two views of a text do not differ (mean cosine {cosine:.7f}; {self.dropout}), so that "
@@ -77,23 +77,23 @@ class _Task:
         return f"{self.dropout}; cosine of two views {cosine:.4f}"
 
     @torch.no_grad()
-    def _cosine(self, rows: Sequence[TextIds]) -> float:
-        seed, size = self.settings.seed, self.settings.tokens_per_batch
-        first, second = (embed_in_buckets(self.encoder, rows, size, (seed, HELD_OUT, view)) for view in (0, 1))
+    def _cosine(self, rows: Sequence[TextIds], cut: Cut) -> float:
+        seed = self.settings.seed
+        first, second = (embed_in_groups(self.encoder, rows, cut, (seed, HELD_OUT, view)) for view in (0, 1))
         return float(F.cosine_similarity(first, second).mean())
 
-    def parts(self, batch: Batch, place: Place) -> Iterator[Part]:
+    def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """The loss of the batch: each text's first view against every second view."""
         pairs = _views([self.texts[i] for i in batch.items], [self.rows[i] for i in batch.items])
         seed = (self.settings.seed, batch.step)
-        return contrastive_parts(self.name, self.encoder, pairs, self.settings, seed, place)
+        return contrastive_parts(self.name, self.encoder, pairs, self.settings, seed, place, cut)
 
-    def scores(self) -> dict[str, float]:
+    def scores(self, cut: Cut) -> dict[str, float]:
         """Loss and accuracy on held-out texts, in batches of the training size, always under the same dropout."""
         self.encoder.train()
         size, texts, rows = self.settings.batch_size, self.held_out, self.held_out_rows
         batches = (_views(texts[i : i + size], rows[i : i + size]) for i in range(0, len(texts), size))
-        return contrastive_scores(self.encoder, batches, self.settings, (self.settings.seed, HELD_OUT))
+        return contrastive_scores(self.encoder, batches, self.settings, (self.settings.seed, HELD_OUT), cut)
 
 
 def _views(texts: Sequence[str], rows: list[TextIds]) -> Pairs:

@@ -13,7 +13,7 @@ from bothways.text import TextIds, check_texts
 from bothways.training.batches import Batch, same_meaning
 from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores
 from bothways.training.dropout import dropout_of
-from bothways.training.loop import Part, Place, train
+from bothways.training.loop import Cut, Part, Place, train
 from bothways.training.rows import data_facts, hold_out, tokenise
 from bothways.training.settings import Supervised
 
@@ -63,22 +63,22 @@ class _Task:
         self.items = len(examples)
         self.longest = max(self.train.longest, self.held_out.longest)
 
-    def start(self) -> str:
+    def start(self, cut: Cut) -> str:
         """What dropout there is."""
         return self.dropout
 
-    def parts(self, batch: Batch, place: Place) -> Iterator[Part]:
+    def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """The loss of the batch: each query against every document."""
         pairs = self.train.pairs(batch.items, batch.epoch)
         seed = (self.settings.seed, batch.step)
-        return contrastive_parts(self.name, self.encoder, pairs, self.settings, seed, place)
+        return contrastive_parts(self.name, self.encoder, pairs, self.settings, seed, place, cut)
 
-    def scores(self) -> dict[str, float]:
+    def scores(self, cut: Cut) -> dict[str, float]:
         """Loss and accuracy on held-out examples, in batches of the training size, without dropout."""
         self.encoder.eval()
         count, size = len(self.held_out.examples), self.settings.batch_size
         batches = (self.held_out.pairs(range(i, min(i + size, count)), epoch=0) for i in range(0, count, size))
-        return contrastive_scores(self.encoder, batches, self.settings, (self.settings.seed,))
+        return contrastive_scores(self.encoder, batches, self.settings, (self.settings.seed,), cut)
 
 
 class _Rows:

@@ -1,4 +1,4 @@
-"""Which items make up a batch, and how it is cut to fit the memory: a function of the seed and the step."""
+"""Which items make up a batch: a function of the seed and the step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-
-PADDING_SHARE = 1 / 64
-"""Padding in one forward pass, as a share of its largest size, above which two passes are faster than one."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +54,6 @@ def split_held_out(keys: Sequence[Hashable], most: int, seed: int) -> tuple[list
     drawn = sorted(random.Random(f"{seed}/held-out").sample(range(len(keys)), size))
     taken, chosen = {keys[i] for i in drawn}, set(drawn)
     return [i for i, key in enumerate(keys) if i not in chosen and key not in taken], drawn
-
-
-def buckets(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Positions grouped by length, longest first, so that rows x longest row stays within `tokens_per_batch`.
-
-    A group also ends where one more row would raise its padding above a sixty-fourth of that: another forward pass is
-    then cheaper than the padding. A single row that is too long for the budget is a group of its own.
-    """
-    groups: list[list[int]] = []
-    longest = padding = 0
-    for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        padding += longest - lengths[position]
-        full = not groups or (len(groups[-1]) + 1) * longest > tokens_per_batch
-        if full or padding > tokens_per_batch * PADDING_SHARE:
-            groups.append([])
-            longest, padding = lengths[position], 0
-        groups[-1].append(position)
-    return groups
 
 
 def same_meaning(queries: Sequence[Hashable], documents: Sequence[Hashable]) -> Bool[Tensor, "queries documents"]:

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from bothways.encoder import Encoder
 from bothways.errors import TrainingError
 from bothways.text import TextIds
-from bothways.training.batches import buckets
-from bothways.training.loop import Part, Place
+from bothways.training.loop import Cut, Part, Place
 from bothways.training.losses import info_nce
 from bothways.training.randomness import seed_everything
 from bothways.training.settings import Contrastive
@@ -40,21 +39,21 @@ class Pairs:
         return info_nce(vectors[:count], vectors[count:], temperature=temperature, ignore=ignore)
 
 
-def embed_in_buckets(
-    encoder: Encoder, rows: Sequence[TextIds], tokens_per_batch: int, seed: Sequence[int]
+def embed_in_groups(
+    encoder: Encoder, rows: Sequence[TextIds], cut: Cut, seed: Sequence[int]
 ) -> Float[Tensor, "rows dim"]:
-    """Vectors of the rows, in their order, through forward passes over rows of like length.
+    """Vectors of the rows, in their order, through forward passes over the groups that `cut` makes of their lengths.
 
     Dropout of each pass is seeded by `seed` and its number, so that the same call gives the same vectors.
     """
-    groups = buckets([len(row) for row in rows], tokens_per_batch)
+    groups = cut([len(row) for row in rows])
     vectors = torch.cat([_embed(encoder, rows, group, (*seed, number)) for number, group in enumerate(groups)])
     order = torch.tensor([position for group in groups for position in group], device=vectors.device)
     return vectors[order.argsort()]
 
 
 def contrastive_parts(
-    stage: str, encoder: Encoder, pairs: Pairs, settings: Contrastive, seed: Sequence[int], place: Place
+    stage: str, encoder: Encoder, pairs: Pairs, settings: Contrastive, seed: Sequence[int], place: Place, cut: Cut
 ) -> Iterator[Part]:
     """The batch's loss in one part, or with `settings.grad_cache` in one part per forward pass.
 
@@ -67,13 +66,13 @@ def contrastive_parts(
             "them. Start it without a launcher."
         )
     rows = pairs.rows
-    groups = buckets([len(row) for row in rows], settings.tokens_per_batch)
+    groups = cut([len(row) for row in rows])
     if not settings.grad_cache or len(groups) == 1:
-        vectors = embed_in_buckets(encoder, rows, settings.tokens_per_batch, seed)
+        vectors = embed_in_groups(encoder, rows, cut, seed)
         yield Part(pairs.loss(vectors, settings.temperature), sum(len(row) for row in rows))
         return
     with torch.no_grad():
-        vectors = embed_in_buckets(encoder, rows, settings.tokens_per_batch, seed)
+        vectors = embed_in_groups(encoder, rows, cut, seed)
     vectors.requires_grad_()
     loss = pairs.loss(vectors, settings.temperature)
     (slopes,) = torch.autograd.grad(loss, vectors)
@@ -86,12 +85,12 @@ def contrastive_parts(
 
 @torch.no_grad()
 def contrastive_scores(
-    encoder: Encoder, batches: Iterable[Pairs], settings: Contrastive, seed: Sequence[int]
+    encoder: Encoder, batches: Iterable[Pairs], settings: Contrastive, seed: Sequence[int], cut: Cut
 ) -> dict[str, float]:
     """Mean loss over the queries, and the share of them whose own document is the most similar; empty without any."""
     loss, first, count = 0.0, 0, 0
     for number, pairs in enumerate(batches):
-        vectors = F.normalize(embed_in_buckets(encoder, pairs.rows, settings.tokens_per_batch, (*seed, number)), dim=1)
+        vectors = F.normalize(embed_in_groups(encoder, pairs.rows, cut, (*seed, number)), dim=1)
         size = len(pairs.queries)
         loss += float(pairs.loss(vectors, settings.temperature)) * size
         scores = vectors[:size] @ vectors[size:].T
@@ -103,5 +102,4 @@ def contrastive_scores(
 
 def _embed(encoder: Encoder, rows: Sequence[TextIds], group: Sequence[int], seed: Sequence[int]) -> Tensor:
     seed_everything(*seed)
-    vectors: Tensor = encoder(encoder.collate([rows[i] for i in group]))
-    return vectors
+    return encoder.embed([rows[i] for i in group])

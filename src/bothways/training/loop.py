@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,6 +18,7 @@ from bothways import hardware
 from bothways.bidirectional.probe import probe
 from bothways.encoder import Encoder
 from bothways.errors import TrainingError
+from bothways.packing import packing
 from bothways.training import checkpoint
 from bothways.training.batches import Batch, Order
 from bothways.training.interrupt import first_ctrl_c
@@ -31,6 +33,10 @@ NOT_IDENTITY = ("save_every", "evaluate_every")
 """Settings that may change when a run is resumed, because no number depends on them."""
 LAST_STEPS = 20
 """The final loss is the mean of so many steps."""
+
+
+Cut = Callable[[Sequence[int]], list[list[int]]]
+"""Lengths of rows -> positions of those that go through the model together."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,13 @@ class Task(Protocol):
     facts: Mapping[str, Any]
     """What the record says of the stage besides settings and scores: data, mask token, ..."""
 
-    def start(self) -> str:
+    def start(self, cut: Cut) -> str:
         """What to say before the first step, also of a resumed run. Raises TrainingError if nothing can be learnt."""
 
-    def parts(self, batch: Batch, place: Place) -> Iterator[Part]:
+    def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """The parts of the batch that are this process's; the gradient of each is taken before the next is made."""
 
-    def scores(self) -> dict[str, float]:
+    def scores(self, cut: Cut) -> dict[str, float]:
         """Measured on what is held out; "loss" among them. Empty if nothing is."""
 
 
@@ -109,15 +115,17 @@ def train(
         with (
             progress(task.name, settings.steps, wanted=wanted) as show,
             training_attention(encoder, task.longest) as attention,
+            packing(encoder.model) as packed,
             tuned(encoder, settings, precision.value) as weights,
         ):
+            cut = partial(packed.groups, tokens=settings.tokens_per_batch)
             count = sum(master.numel() for master in weights.masters.values())
             show.say(f"{task.items:,} items, {count:,} weights to train, {precision.value} ({precision.why})")
-            show.say(f"{attention.value} attention ({attention.why})")
+            show.say(f"{attention.value} attention ({attention.why}); {packed.why}")
             identity = _identity(task, resolved, attention=attention.value, weights=weights_before)
-            if message := task.start():
+            if message := task.start(cut):
                 show.say(message)
-            run = _Run(task, settings, accelerator, weights, show, folder, identity)
+            run = _Run(task, settings, accelerator, weights, show, folder, identity, cut)
             run.resume(resume)
             run.go()
         _finish(encoder, task, {**resolved, "attn_implementation": attention.value}, run.state)
@@ -162,7 +170,9 @@ class _Run:
         show: Show,
         folder: Path | None,
         identity: dict[str, Any],
+        cut: Cut,
     ) -> None:
+        self.cut = cut
         self.task, self.settings, self.accelerator = task, settings, accelerator
         self.weights, self.show = weights, show
         self.folder, self.identity = folder, identity
@@ -210,7 +220,7 @@ class _Run:
     def _step(self, step: int) -> tuple[float, int]:
         """One optimiser step. Returns the loss of the global batch and the tokens this process computed."""
         total, tokens = torch.zeros((), device=self.task.encoder.device), 0
-        for part in self.task.parts(self.order.batch(step), self.place):
+        for part in self.task.parts(self.order.batch(step), self.place, self.cut):
             self.accelerator.backward(part.loss)
             self.weights.collect()
             total += part.loss.detach().float()
@@ -246,7 +256,7 @@ class _Run:
             return
         training = self.task.encoder.training
         with torch.no_grad():
-            scores = self.task.scores()
+            scores = self.task.scores(self.cut)
         self.task.encoder.train(training)
         if scores:
             self.state.held_out[step] = scores
