@@ -56,6 +56,9 @@ EXPECTED = {
     "cpmant": Expected("attention", (), "", "padding changes a text's hidden states"),
     "modernbert-decoder": Expected("attention", ALL, "mask always made"),
 }
+PACKS_ALWAYS = ("llama", "qwen3", "gemma3_text", "gpt_oss", "llama4_text", "stablelm", "bert")
+PADDED: dict[str, set[str]] = {**dict.fromkeys(PACKS_ALWAYS, set()), "modernbert-decoder": {"eager"}}
+"""Backends under which texts are not packed; all of them where a name is missing."""
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -68,6 +71,9 @@ def test_a_representative_entry_comes_out_as_stated(name: str) -> None:
     assert bool(expected.refusal) == bool(found.answers[0].refusal)
     assert any(treatment.startswith(expected.treatment) for treatment in found.treatments) or not expected.treatment
     assert (found.checks is not None) == bool(expected.backends)
+    packed = {answer.backend for answer in found.answers if answer.packed is not None}
+    assert packed == set(expected.backends) - PADDED.get(name, set(expected.backends))
+    assert all(answer.packed is not None or answer.unpacked for answer in found.answers if answer.bidirectional)
 
 
 def test_the_number_of_threads_is_given_back() -> None:
@@ -110,7 +116,7 @@ GOOD = Architecture(
     "llama",
     "LlamaModel",
     "attention",
-    (Answer("eager", padding=3e-7),),
+    (Answer("eager", padding=3e-7, packed=5e-7), Answer("flex_attention", padding=3e-7, unpacked="it fails")),
     treatments=("is_causal=False",),
     checks=CERTAIN,
 )
@@ -133,6 +139,10 @@ UNBUILT = Architecture("gemma3n", "Gemma3n", "cannot be built here", unbuilt="Im
         (
             replace(GOOD, answers=(Answer("sdpa", padding=float("nan")),)),
             "sdpa: padding changes the hidden states by nan",
+        ),
+        (
+            replace(GOOD, answers=(Answer("sdpa", padding=0.0, packed=2e-5),)),
+            "sdpa: packing changes the hidden states by 2.0e-05",
         ),
         (
             replace(GOOD, checks=replace(CERTAIN, saved=3e-6)),
@@ -170,8 +180,11 @@ def test_the_page_counts_and_gives_every_reason() -> None:
     text = page([GOOD, REFUSED, UNBUILT, broken], ("eager", "sdpa"), {"transformers": "5.23.0"})
     first = "4 entries: 2 bidirectional, 1 refused, 1 not built here; silent failures: 1."
     assert text.startswith(f"# Architectures\n\n{first} Measured by `make architectures` with transformers 5.23.0.\n")
-    assert "| llama | LlamaModel | attention | yes |  | is_causal=False | 3e-07 | 0 | 2e-07 | yes |\n" in text
-    assert "| cpmant | CpmAntModel | attention | refused | refused |  |  |  |  |  |\n" in text
+    assert (
+        "| llama | LlamaModel | attention | yes |  | is_causal=False | 3e-07 | 5e-07, flex_attention: padded | 0 | 2e-07 | yes |\n"
+        in text
+    )
+    assert "| cpmant | CpmAntModel | attention | refused | refused |  |  |  |  |  |  |\n" in text
     assert "## Refused\n\n- **cpmant**: cpmant: padding \\| shows.\n" in text
     assert "## Not built here\n\n- **gemma3n**: ImportError: timm is missing.\n" in text
     assert "## Silent failures\n\n- **opt**: saving and loading: it changes the hidden states by 1.0e+00\n" in text

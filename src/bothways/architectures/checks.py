@@ -18,6 +18,7 @@ from bothways.architectures.record import Checks
 from bothways.bidirectional.certificate import Certificate
 from bothways.bidirectional.gate import GATE, has_gates
 from bothways.bidirectional.movement import PADDING, body_of, make_batch
+from bothways.packing import packing, token_states
 
 Convert = Callable[[PreTrainedModel], Certificate]
 
@@ -36,6 +37,19 @@ def padding_change(model: PreTrainedModel) -> float:
         _change(hidden_of(model, ids[row : row + 1, :length], mask[row : row + 1, :length])[0], together[row, :length])
         for row, length in enumerate(LENGTHS)
     )
+
+
+@torch.no_grad()
+def packed_change(model: PreTrainedModel) -> tuple[float | None, str]:
+    """The same where the texts stand packed in one row, and ""; or None and why they cannot."""
+    with packing(model) as how:
+        if not how.packed:
+            return None, how.why
+        ids = make_batch(model, PADDING).ids.tolist()
+        rows = [row[:length] for row, length in zip(ids, LENGTHS, strict=False)]
+        together = token_states(model, rows, pad_id=0).split([len(row) for row in rows])
+        alone = [token_states(model, [row], pad_id=0) for row in rows]
+    return max(map(_change, alone, together)), ""
 
 
 def check(model: PreTrainedModel, certificate: Certificate, convert: Convert) -> Checks:

@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from bothways.architectures.checks import check, padding_change
+from bothways.architectures.checks import check, packed_change, padding_change
 from bothways.architectures.record import Answer, Architecture, Category, Checks
 from bothways.bidirectional.attention import prepare
 from bothways.bidirectional.certificate import Certificate
@@ -83,7 +83,8 @@ def _measured(name: str, convert: Convert, begun: float) -> Architecture:
 def _answer(backend: str, model: PreTrainedModel, convert: Convert) -> tuple[Answer, Certificate | None]:
     try:
         certificate = convert(model)
-        return Answer(backend, padding=padding_change(model)), certificate
+        packed, unpacked = packed_change(model)
+        return Answer(backend, padding=padding_change(model), packed=packed, unpacked=unpacked), certificate
     except ConversionError as refusal:
         return Answer(backend, refusal=str(refusal).splitlines()[0]), None
     except Exception as error:  # a defect of ours, or of what we rely on

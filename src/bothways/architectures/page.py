@@ -14,7 +14,9 @@ HOW = """\
 Under each attention backend that the architecture has, `make_bidirectional` measures every sub-module that mixes
 tokens, and refuses by name what it cannot prove. What it converts must then be blind to padding and, under the first
 such backend, survive saving and loading, take a LoRA adapter and pass gradients to every mixing sub-module; one that
-does not is a silent failure. The numbers are relative changes of the hidden states.
+does not is a silent failure. The numbers are relative changes of the hidden states. Where texts can be packed into one
+row without seeing one another, "packed" has the change that this makes under the worst backend; elsewhere training and
+encoding compute padded rows of like length.
 """
 
 
@@ -65,6 +67,7 @@ def _row(one: Architecture, backends: Sequence[str]) -> dict[str, str]:
         **{backend: _said(answers.get(backend)) for backend in backends},
         "treated": ", ".join(one.treatments) or (CONFIG_FLAG if one.bidirectional else ""),
         "padding": _number(max(padding, default=None)),
+        "packed": _packed(one),
         "saved": _number(None if checks is None else checks.saved),
         "adapter": _number(None if checks is None else checks.adapted),
         "gradients": "" if checks is None else "no" if "gradients" in checks.failed else "yes",
@@ -77,6 +80,14 @@ def _said(answer: Answer | None) -> str:
     if any(answer.failures):
         return FAILED
     return YES if answer.bidirectional else NO
+
+
+def _packed(one: Architecture) -> str:
+    said = [answer for answer in one.answers if answer.bidirectional]
+    changes = [answer.packed for answer in said if answer.packed is not None]
+    if not changes:
+        return "padded" if said else ""
+    return ", ".join([_number(max(changes)), *(f"{a.backend}: padded" for a in said if a.packed is None)])
 
 
 def _number(value: float | None) -> str:

@@ -18,7 +18,7 @@ Category = Literal[
 ]
 
 PADDING_LIMIT = 1e-5
-"""Largest relative change of a text's float32 hidden states that padding beside it may cause."""
+"""Largest relative change of a text's float32 hidden states that padding, or texts packed beside it, may cause."""
 AGAIN_LIMIT = 1e-6
 """Largest relative change that saving, loading and converting again may cause, with an adapter or without."""
 CHECKS = {"gradients": "gradients", "saved": "saving and loading", "adapted": "saving and loading an adapter"}
@@ -35,6 +35,10 @@ class Answer:
     """What went wrong that nobody named: a defect."""
     padding: float | None = None
     """Relative change of a text's hidden states when it stands in a right-padded batch."""
+    packed: float | None = None
+    """The same when it stands in one row with others, none of which it may see; None where texts are not packed."""
+    unpacked: str = ""
+    """Why texts are not packed."""
 
     @property
     def bidirectional(self) -> bool:
@@ -47,6 +51,8 @@ class Answer:
             yield f"{self.backend}: {self.error}"
         elif self.bidirectional and not _within(self.padding, PADDING_LIMIT):
             yield f"{self.backend}: padding changes the hidden states by {_shown(self.padding)}"
+        elif self.packed is not None and not _within(self.packed, PADDING_LIMIT):
+            yield f"{self.backend}: packing changes the hidden states by {_shown(self.packed)}"
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def _same_without_mask(model: PreTrainedModel, batch: Batch, hidden: Tensor) -> 
 @contextmanager
 def _uncompiled(model: nn.Module) -> Iterator[None]:
     """flex_attention compiles anew for every mask it meets, half a minute each on CPU: here it runs as it is."""
-    if getattr(getattr(model, "config", None), "_attn_implementation", None) != "flex_attention":
+    if not str(getattr(getattr(model, "config", None), "_attn_implementation", "")).endswith("flex_attention"):
         yield
         return
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
