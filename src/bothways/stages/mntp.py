@@ -7,21 +7,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bothways.data import Texts
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError, DataError, TrainingError
 from bothways.head import Head
-from bothways.text import Features, TextIds, check_texts
+from bothways.text import Features, TextIds
 from bothways.training.batches import Batch, buckets
 from bothways.training.loop import Part, Place, train
 from bothways.training.losses import rows_per_chunk, token_cross_entropy
-from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token, to_blocks
+from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token
 from bothways.training.randomness import seed_everything
-from bothways.training.rows import data_facts, hold_out, tokenise
+from bothways.training.rows import data_facts, hold_out_tokens, items_of, read_tokens
 from bothways.training.settings import MNTP
+from bothways.training.tokens import Blocks, Tokens
 
 WHOLE = 2**31
 """More tokens than a text has."""
@@ -31,10 +34,10 @@ HELD_OUT = 2**31
 
 def mntp(
     encoder: Encoder,
-    texts: Sequence[str],
+    texts: Sequence[str] | Texts,
     settings: MNTP | None = None,
     *,
-    held_out: Sequence[str] | None = None,
+    held_out: Sequence[str] | Texts | None = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     show_progress: bool = True,
@@ -42,15 +45,15 @@ def mntp(
     """Train the encoder, in place, to predict hidden tokens of the texts; returns it with the stage in its record.
 
     `held_out` are texts to measure loss and accuracy on; None keeps back `settings.held_out_items` of `texts`. With a
-    `checkpoint_dir` the run can be resumed (see `training.loop.train`).
+    `checkpoint_dir` the run can be resumed (see `training.loop.train`). Files and data sets (`bothways.data.Texts`) are
+    streamed, tokenised once, and kept on disk, not in memory.
 
     Raises TrainingError if the encoder has no language-model head or the run fails, ConfigError for settings that do
     not fit the model, DataError if there is no text.
     Source: LLM2Vec (arXiv 2404.05961), sec. 2.2.
     """
     settings = MNTP() if settings is None else settings
-    train_texts, held_out = hold_out(check_texts(texts, "mntp"), held_out, settings)
-    task = _Task(encoder, train_texts, check_texts(held_out, "mntp"), settings)
+    task = _Task(encoder, texts, held_out, settings)
     return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
 
 
@@ -93,16 +96,20 @@ class _Task:
 
     name = "mntp"
 
-    def __init__(self, encoder: Encoder, texts: Sequence[str], held_out: Sequence[str], settings: MNTP) -> None:
+    def __init__(
+        self, encoder: Encoder, texts: Sequence[str] | Texts, held_out: Sequence[str] | Texts | None, settings: MNTP
+    ) -> None:
         self.encoder, self.settings = encoder, settings
         head = _head(encoder)
         _check_length(encoder, settings)
-        data = data_facts("mntp", texts, held_out)
-        self.rows, self.held_out = self._rows(texts), self._rows(held_out)
-        if not self.rows:
+        given = None if held_out is None else self._tokens(held_out)
+        training, measured = hold_out_tokens(self._tokens(texts), given, settings)
+        data = data_facts("mntp", training, measured)
+        self.rows, self.held_out = self._rows(training), self._rows(measured)
+        if not len(self.rows):
             raise DataError("mntp: no text has a token to predict besides its first one. Give longer texts.")
-        self.items = len(self.rows)
-        self.longest = max(len(row) for row in [*self.rows, *self.held_out])
+        self.items = items_of(self.rows)
+        self.longest = max(int(rows.lengths.max(initial=0)) for rows in (self.rows, self.held_out))
         self.mask = choose_mask_token(encoder.tokenizer, settings.mask_token)
         self.masking = Masking(
             rate=settings.mask_rate,
@@ -113,14 +120,15 @@ class _Task:
         )
         self.facts: Mapping[str, Any] = {"data": {**data, "rows": self.items}, "mask_token": asdict(self.mask)}
 
-    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
-        size = self.settings.block_size
+    def _tokens(self, texts: Sequence[str] | Texts) -> Tokens:
+        whole = None if self.settings.block_size is None else WHOLE
+        return read_tokens("mntp", self.encoder, texts, max_length=self.settings.max_length or whole)
+
+    def _rows(self, texts: Tokens) -> Tokens | Blocks:
+        size, bos = self.settings.block_size, self.encoder.tokenizer.bos_token_id
         if size is None:
-            rows = [row.ids for row in tokenise(self.encoder, texts, max_length=self.settings.max_length)]
-            return [row for row in rows if len(row) > 1]
-        rows = [row.ids for row in tokenise(self.encoder, texts, max_length=self.settings.max_length or WHOLE)]
-        bos = self.encoder.tokenizer.bos_token_id
-        return to_blocks(rows, size, bos if bos is not None and all(row[0] == bos for row in rows) else None)
+            return texts.without(np.flatnonzero(texts.lengths < 2))
+        return Blocks(texts, size, bos if texts.opens_with(bos) else None)
 
     def start(self) -> str:
         """Which token masks, and why."""
