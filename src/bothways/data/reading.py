@@ -116,6 +116,11 @@ def read_examples(path: str | Path | Source, on_bad_row: OnBadRow = "raise") -> 
     """
     tally = Tally(most=2**63)
     source = as_source(path)
+    if source.column != TEXT:
+        raise ConfigError(
+            f'{source.name}: "column" is for texts; examples have columns of their own (query, positive, negatives). '
+            "Leave it out."
+        )
     rows = list(_stream(source, row_examples, on_bad_row, tally, ROWS, None))
     return Rows(rows, tally.listed, [Origin(source.name, source.weight, len(rows), tally.skipped)])
 
