@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bothways import MNTP, Encoder, SimCSE, Supervised, convert
+from bothways import MNTP, Encoder, SimCSE, Supervised, convert, mntp
 from bothways.data import Rows, Source, Texts
-from bothways.errors import ConfigError
+from bothways.errors import ConfigError, TrainingError
 from bothways.recipe.reader import Files, Step
 from bothways.recipe.stage import amount, fingerprint_of, read_files, train_into
 from bothways.stages.mntp import _Task
@@ -66,6 +66,25 @@ def test_a_weight_changes_which_items_are_shown(folder: Path, tiny_llama_folder:
     encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
     task = _Task(encoder, read_files("mntp", three(folder, 3.0))[0], [], MNTP(block_size=None))
     assert (int(task.items), [share.count * share.weight for share in task.items.shares]) == (60, [20, 60, 20])
+
+
+def test_a_resumed_run_over_weighted_sources_ends_as_an_uninterrupted_one(
+    folder: Path, tiny_llama_folder: Path
+) -> None:
+    pytest.importorskip("datasets")
+    settings = MNTP(**{**SHARED, "block_size": 32, "save_every": 2, "tune": "full"})
+    ends = []
+    for resume in (False, True):
+        encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
+        texts = read_files("mntp", three(folder, weight=0.5))[0]
+        mntp(encoder, texts, settings, checkpoint_dir=folder / "checkpoints", resume=resume, show_progress=False)
+        ends.append(encoder.model.state_dict())
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000002.pt"]
+    assert all(ends[1][name].equal(weight) for name, weight in ends[0].items())
+    texts = read_files("mntp", three(folder, weight=0.25))[0]
+    encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
+    with pytest.raises(TrainingError, match="cannot be resumed: data sources was"):
+        mntp(encoder, texts, settings, checkpoint_dir=folder / "checkpoints", resume=True, show_progress=False)
 
 
 def test_examples_come_from_tables(folder: Path, tiny_llama_folder: Path) -> None:

@@ -118,7 +118,7 @@ class _Task:
             vocab=min(len(encoder.tokenizer), head.weight.shape[0]),
             special=frozenset(encoder.tokenizer.all_special_ids),
         )
-        self.facts: Mapping[str, Any] = {"data": {**data, "rows": self.items}, "mask_token": asdict(self.mask)}
+        self.facts: Mapping[str, Any] = {"data": {**data, "rows": len(self.rows)}, "mask_token": asdict(self.mask)}
 
     def _tokens(self, texts: Sequence[str] | Texts) -> Tokens:
         whole = None if self.settings.block_size is None else WHOLE
