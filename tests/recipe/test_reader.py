@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bothways.data import Source
 from bothways.errors import ConfigError
 from bothways.recipe import read
 from bothways.stages.convert import Convert
@@ -54,9 +55,24 @@ def test_a_good_recipe_becomes_typed_settings(folder: Path) -> None:
     first, second = recipe.steps
     assert first.settings == MNTP(steps=20, learning_rate=5e-4, mask_token="_", block_size=None)
     assert second.settings == Supervised()
-    assert second.files.data == (folder / "pairs.jsonl",) * 2
-    assert (second.files.held_out, second.files.on_bad_row) == ((folder / "pairs.jsonl",), "skip")
+    pairs = Source(path=str(folder / "pairs.jsonl"))
+    assert first.files.data == (Source(path=str(folder / "texts.txt")),)
+    assert second.files.data == (pairs, pairs)
+    assert (second.files.held_out, second.files.on_bad_row) == ((pairs,), "skip")
     assert recipe.tasks == (folder / "pairs.jsonl",)
+
+
+def test_sources_have_weights_columns_and_splits(folder: Path) -> None:
+    data = """
+        - texts.txt?weight=0.5
+        - {path: "*.txt", weight: 2, column: body}
+        - {path: "hub:o/n", split: test, config: raw, revision: main}"""
+    step = read(write(folder, GOOD.replace("data: texts.txt", f"data:{data}"))).steps[0]
+    assert step.files.data == (
+        Source(path=str(folder / "texts.txt"), weight=0.5),
+        Source(path=str(folder / "*.txt"), weight=2.0, column="body"),
+        Source(path="hub:o/n", split="test", config="raw", revision="main"),
+    )
 
 
 def test_a_base_beside_the_recipe_is_found_there(folder: Path) -> None:
@@ -85,6 +101,27 @@ def test_a_base_beside_the_recipe_is_found_there(folder: Path) -> None:
         ("steps: 20", "data: texts.txt", 'recipe.yaml line 9: "data" stands twice in mntp. Keep one.'),
         ("data: texts.txt", "data: text.txt", "line 8: data of mntp: text.txt does not exist. Paths are relative"),
         ("data: texts.txt", "data: []", "line 8: data of mntp is an empty list. Name a file."),
+        ("data: texts.txt", "data: x/*.txt", "line 8: data of mntp: x/*.txt does not exist. Paths are relative"),
+        ("data: texts.txt", "data: {weight: 2}", 'recipe.yaml line 8: "path" is missing in data of mntp. Name a file'),
+        (
+            "data: texts.txt",
+            "data: [{path: texts.txt, wieght: 2}]",
+            'line 8: unknown key "wieght" in data of mntp. Did you mean "weight"?',
+        ),
+        (
+            "data: texts.txt",
+            "data:\n        - path: texts.txt\n          weight: two",
+            'recipe.yaml line 10: "weight" in data of mntp is "two", expected a number.',
+        ),
+        ("data: texts.txt", "data: {path: texts.txt, weight: 0}", "line 8: texts.txt: weight=0.0, expected a number"),
+        ("data: texts.txt", "data: texts.txt?weigth=2", 'line 8: texts.txt?weigth=2: unknown option "weigth". Did you'),
+        ("data: texts.txt", "data: {path: texts.txt, split: test}", 'line 8: texts.txt: "split" is for data sets of'),
+        ("data: [pairs.jsonl,", "data: [{path: pairs.jsonl, column: a},", 'line 14: "column" in data of supervised'),
+        (
+            "held_out: pairs.jsonl",
+            "held_out: {path: pairs.jsonl, weight: 2}",
+            "line 15: pairs.jsonl: weight=2, but what is held out is measured once. Leave it out.",
+        ),
         ("data: texts.txt", "seed: 1", 'recipe.yaml line 7: "data" is missing in mntp. Name a file'),
         ("block_size: null", "block_size: x", '"block_size" in mntp is "x", expected a whole number or null.'),
         ("base: embedded", "{}", "not YAML"),

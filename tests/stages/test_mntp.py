@@ -122,6 +122,7 @@ def test_no_head_is_said_with_the_way_out(encoder: Encoder, real_texts: list[str
     assert "--base" in str(caught.value)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_settings_and_data_that_do_not_fit(encoder: Encoder, real_texts: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"block_size=512.: this model was made for 256 tokens"):
         mntp(encoder, real_texts, replace(SMALL, block_size=512))
@@ -138,4 +139,4 @@ def test_rows_are_blocks_or_whole_texts(encoder: Encoder, real_texts: list[str])
     assert {len(row) for row in blocks.rows} == {32}
     assert {row[0] for row in blocks.rows} == {encoder.tokenizer.bos_token_id}
     texts = _Task(encoder, real_texts[:60], [], replace(SMALL, block_size=None, max_length=20))
-    assert texts.rows == [row.ids[:20] for row in encoder.tokenise(real_texts[:60])]
+    assert list(texts.rows) == [row.ids[:20] for row in encoder.tokenise(real_texts[:60])]

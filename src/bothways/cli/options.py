@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 from tyro.conf import UseAppendAction
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from bothways.encoder import Encoder
 
 Paths = Annotated[tuple[tuple[Path, ...], ...], UseAppendAction]
-"""`--data a.txt b.txt` and `--data a.txt --data b.txt` are the same."""
+"""`--tasks a b` and `--tasks a --tasks b` are the same."""
+Sources = Annotated[tuple[tuple[str, ...], ...], UseAppendAction]
+"""`--data a.txt b.txt` and `--data a.txt --data b.txt` are the same; see `bothways.data.as_source`."""
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +40,9 @@ def open_encoder(folder: str | Path, opening: Opening) -> Encoder:
     return Encoder.from_pretrained(folder, **vars(opening))
 
 
-def flat(paths: tuple[tuple[Path, ...], ...]) -> tuple[Path, ...]:
-    """All paths, in the order of the command line."""
-    return tuple(path for group in paths for path in group)
+def flat(groups: tuple[tuple[Item, ...], ...]) -> tuple[Item, ...]:
+    """All items, in the order of the command line."""
+    return tuple(item for group in groups for item in group)
 
 
 def misused(message: str) -> NoReturn:

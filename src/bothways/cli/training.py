@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from bothways.cli.options import Opening, Paths, flat, misused, open_encoder, quiet, say
-from bothways.data import OnBadRow
+from bothways.cli.options import Opening, Sources, flat, misused, open_encoder, quiet, say
+from bothways.data import TEXT, OnBadRow, as_source
 from bothways.errors import ConfigError
 from bothways.training.settings import MNTP, SimCSE, Supervised, Training
 
@@ -17,10 +17,13 @@ from bothways.training.settings import MNTP, SimCSE, Supervised, Training
 class Input:
     """What is read and written."""
 
-    data: Paths = ()
-    """Files to train on: texts (.txt, .jsonl) for mntp and simcse, examples (.jsonl) for supervised; .gz too."""
-    held_out: Paths = ()
-    """Files to measure the loss on; none: some rows of the data are kept back."""
+    data: Sources = ()
+    """What to train on: files (.txt, .jsonl, .csv, .tsv, each .gz too, .parquet), folders, patterns, hub:OWNER/NAME.
+
+    Options stand behind a question mark: "wiki.txt?weight=2", "hub:OWNER/NAME?config=raw&split=train&column=body".
+    """
+    held_out: Sources = ()
+    """What to measure the loss on, written likewise; none: some rows of the data are kept back."""
     out: Path
     """Folder of the trained encoder; must not exist yet."""
     resume: bool = False
@@ -30,7 +33,15 @@ class Input:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputWithHead(Input):
+class TextInput(Input):
+    """What is read and written."""
+
+    column: str = TEXT
+    """Column (or JSON field) of the text, in sources that name none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextInputWithHead(TextInput):
     """What is read and written."""
 
     base: str | None = None
@@ -39,7 +50,7 @@ class InputWithHead(Input):
 
 def mntp(
     encoder: Positional[str],
-    files: OmitArgPrefixes[InputWithHead],
+    files: OmitArgPrefixes[TextInputWithHead],
     settings: OmitArgPrefixes[MNTP],
     opening: OmitArgPrefixes[Opening],
 ) -> None:
@@ -53,7 +64,7 @@ def mntp(
 
 def simcse(
     encoder: Positional[str],
-    files: OmitArgPrefixes[Input],
+    files: OmitArgPrefixes[TextInput],
     settings: OmitArgPrefixes[SimCSE],
     opening: OmitArgPrefixes[Opening],
 ) -> None:
@@ -97,13 +108,13 @@ def _train(
         )
     if files.resume and not checkpoints.exists():
         say(f"{checkpoints}: no checkpoint there, starting from the first step")
-    step = Step(
-        stage, settings, Files(data=flat(files.data), held_out=flat(files.held_out), on_bad_row=files.on_bad_row)
-    )
-    rows, held_out = read_files(stage, step.files)
+    column = files.column if isinstance(files, TextInput) else TEXT
+    data, held_out = ([as_source(item, column) for item in flat(given)] for given in (files.data, files.held_out))
+    step = Step(stage, settings, Files(data=tuple(data), held_out=tuple(held_out), on_bad_row=files.on_bad_row))
+    rows, held_out_rows = read_files(stage, step.files)
     quiet()
     encoder = open_encoder(folder, opening)
     if base is not None:
         encoder.head = head_from(base, encoder)
-    train_into(encoder, step, rows, held_out, files.out)
+    train_into(encoder, step, rows, held_out_rows, files.out)
     say(f"{stage}: written to {files.out}")

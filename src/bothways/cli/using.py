@@ -53,7 +53,8 @@ def encode(
 
     Args:
         encoder: Folder of the encoder.
-        file: Texts: .txt, or .jsonl of strings or of objects with "text", and "_id" or "id" if there are ids; .gz too.
+        file: Texts: .txt; .jsonl of strings or of objects with "text", and "_id" or "id" if there are ids; .csv, .tsv
+            or .parquet with columns of these names. All but .parquet may be .gz.
         out: Folder for vectors.parquet; must be empty or not exist yet.
         batch_size: Texts that go through the model at once; changes speed and memory, never a vector.
         on_bad_row: raise: stop at a row that cannot be used; skip: count it, list it, go on.

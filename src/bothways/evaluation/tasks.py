@@ -103,7 +103,7 @@ def _relevance(path: Path, queries: set[str], documents: set[str]) -> dict[str, 
         relevance.setdefault(query, {})[document] = int(score)
         yield
 
-    read_rows(path, parse, suffixes=(".tsv",), numbered=True, way_out=WAY_OUT)
+    read_rows(path, parse, suffixes=(".tsv",), numbered=True, as_lines=True, way_out=WAY_OUT)
     return relevance
 
 

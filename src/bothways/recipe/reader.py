@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import glob
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import yaml
 
-from bothways.data import OnBadRow
+from bothways.data import KEYS, TEXT, OnBadRow, Source, as_source, below
+from bothways.errors import ConfigError
 from bothways.recipe.nodes import Document
 from bothways.stages.convert import Convert
 from bothways.training.settings import MNTP, SimCSE, Supervised, Training
@@ -20,12 +24,19 @@ TOP = ("base", "convert", "stages", "evaluate")
 class Files:
     """What a stage reads."""
 
-    data: tuple[Path, ...] = ()
-    """One or more files: texts for mntp and simcse (.txt, .jsonl), examples for supervised (.jsonl)."""
-    held_out: tuple[Path, ...] = ()
-    """Files to measure the loss on; none: some rows of `data` are kept back."""
+    data: tuple[Source, ...] = ()
+    """What to train on: texts for mntp and simcse, examples for supervised."""
+    held_out: tuple[Source, ...] = ()
+    """What to measure the loss on; none: some rows of `data` are kept back."""
     on_bad_row: OnBadRow = "raise"
     """raise: stop at a row that cannot be used; skip: count it, list it, go on."""
+
+    def __post_init__(self) -> None:
+        for source in self.held_out:
+            if source.weight != 1:
+                raise ConfigError(
+                    f"{source.name}: weight={source.weight:g}, but what is held out is measured once. Leave it out."
+                )
 
 
 @dataclass(frozen=True)
@@ -84,21 +95,49 @@ def _step(document: Document, node: yaml.Node) -> Step:
     keys = document.mapping(value, stage, [*file_keys, *(item.name for item in fields(settings))])
     if "data" not in keys:
         document.fail(key, f'"data" is missing in {stage}. Name a file, or a list of files.')
-    files = document.settings(keys, Files, stage)
-    nodes = {name: keys[name][1] for name in ("data", "held_out") if name in keys}
-    found = {name: _all_existing(document, node, f"{name} of {stage}") for name, node in nodes.items()}
-    return Step(
-        stage,
-        document.settings(keys, settings, stage),
-        Files(data=found["data"], held_out=found.get("held_out", ()), on_bad_row=files.on_bad_row),
-    )
+    on_bad_row = document.settings(
+        {name: keys[name] for name in ("on_bad_row",) if name in keys}, Files, stage
+    ).on_bad_row
+    sources = {
+        name: tuple(_sources(document, keys[name][1], name, stage)) for name in ("data", "held_out") if name in keys
+    }
+    try:
+        files = Files(**sources, on_bad_row=on_bad_row)
+    except ConfigError as problem:
+        document.fail(keys["held_out"][0], str(problem))
+    return Step(stage, document.settings(keys, settings, stage), files)
 
 
-def _all_existing(document: Document, node: yaml.Node, where: str) -> tuple[Path, ...]:
+def _sources(document: Document, node: yaml.Node, key: str, stage: str) -> Iterator[Source]:
+    """One source or a list of them, each a path or a mapping, with the paths made relative to the recipe's folder."""
+    where = f"{key} of {stage}"
     nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
     if not nodes:
         document.fail(node, f"{where} is an empty list. Name a file.")
-    return tuple(_existing(document, item, where) for item in nodes)
+    for item in nodes:
+        source = _source(document, item, where)
+        if stage == "supervised" and source.column != TEXT:
+            document.fail(item, f'"column" in {where}: examples have columns of their own. Leave it out.')
+        found = below(source, document.path.parent)
+        if not (found.is_hub or Path(found.path).exists() or glob.glob(found.path, recursive=True)):
+            document.fail(item, f"{where}: {source.path} does not exist. Paths are relative to the recipe's folder.")
+        yield found
+
+
+def _source(document: Document, node: yaml.Node, where: str) -> Source:
+    values: dict[str, Any] = {}
+    if isinstance(node, yaml.MappingNode):
+        keys = document.mapping(node, where, KEYS)
+        if "path" not in keys:
+            document.fail(node, f'"path" is missing in {where}. Name a file, a folder, a pattern, or hub:OWNER/NAME.')
+        hints = get_type_hints(Source)
+        values = {name: document.value(value, hints[name], name, where) for name, (_, value) in keys.items()}
+    else:
+        path: Path = document.value(node, Path, where, "the recipe")
+    try:
+        return Source(**values) if values else as_source(path)
+    except ConfigError as problem:
+        document.fail(node, str(problem))
 
 
 def _existing(document: Document, node: yaml.Node, where: str) -> Path:

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bothways import data, provenance
+from bothways import provenance
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError
 from bothways.evaluation import FLOOR, Task, TfIdf, read_task, score
 from bothways.evaluation.tables import Cell, write_json
 from bothways.recipe.reader import Recipe, Step
-from bothways.recipe.stage import checkpoints_of, read_files, train_into
+from bothways.recipe.stage import Given, amount, checkpoints_of, fingerprint_of, read_files, train_into
 from bothways.stages.convert import convert
 from bothways.training.loop import NOT_IDENTITY as NOT_IN_NUMBERS
 
@@ -32,8 +32,8 @@ class _Planned:
     folder: Path
     identity: dict[str, Any]
     step: Step | None = None
-    rows: Sequence[Any] = ()
-    held_out: Sequence[Any] | None = None
+    rows: Given = ()
+    held_out: Given | None = None
 
     @property
     def begun(self) -> bool:
@@ -61,7 +61,7 @@ def run(recipe: Recipe, out: str | Path) -> list[dict[str, Cell]]:
             convert(recipe.base, recipe.convert).save_pretrained(stage.folder)
         else:
             again = "going on" if stage.begun else "starting"
-            _say(f"{stage.folder}: {again} with {len(stage.rows):,} rows")
+            _say(f"{stage.folder}: {again} with {amount(stage.rows)}")
             # From the folder, not from memory: then a run in one go and a run in pieces are the same.
             train_into(_load(recipe, plan[number - 1].folder), stage.step, stage.rows, stage.held_out, stage.folder)
         found[stage.folder.name] = _measure(recipe, stage.folder, tasks)
@@ -76,8 +76,8 @@ def _plan(recipe: Recipe, out: Path) -> list[_Planned]:
         identity = {
             "stage": step.stage,
             **_plain(asdict(step.settings)),
-            "data": data.fingerprint(rows),
-            "held_out": data.fingerprint(held_out) if held_out else None,
+            "data": fingerprint_of(rows),
+            "held_out": fingerprint_of(held_out) if held_out else None,
         }
         plan.append(_Planned(out / f"{number}-{step.stage}", identity, step, rows, held_out))
     return plan

@@ -17,11 +17,11 @@ from bothways.stages.simcse import simcse
 from bothways.stages.supervised import supervised
 
 TRAIN: dict[str, Callable[..., Encoder]] = {"mntp": mntp, "simcse": simcse, "supervised": supervised}
-READ: dict[str, Callable[..., data.Rows[Any]]] = {
-    "mntp": data.read_texts,
-    "simcse": data.read_texts,
-    "supervised": data.read_examples,
-}
+READ: dict[str, Callable[..., data.Rows[Any]]] = {"simcse": data.read_texts, "supervised": data.read_examples}
+"""Stages that hold their rows in memory. mntp has them streamed."""
+
+Given = Sequence[Any] | data.Texts
+"""Rows, or where to stream them from."""
 
 
 def checkpoints_of(out: Path) -> Path:
@@ -29,15 +29,34 @@ def checkpoints_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.checkpoints")
 
 
-def read_files(stage: str, files: Files) -> tuple[list[Any], list[Any] | None]:
+def read_files(stage: str, files: Files) -> tuple[Given, Given | None]:
     """The rows to train on and those to measure the loss on (None: the stage keeps some back). Raises DataError."""
-    rows, held_out = (
-        [row for path in paths for row in READ[stage](path, files.on_bad_row)] for paths in (files.data, files.held_out)
-    )
-    return rows, held_out or None
+    return _read(stage, files.data, files.on_bad_row), _read(stage, files.held_out, files.on_bad_row) or None
 
 
-def train_into(encoder: Encoder, step: Step, rows: Sequence[Any], held_out: Sequence[Any] | None, out: Path) -> None:
+def _read(stage: str, sources: Sequence[data.Source], on_bad_row: data.OnBadRow) -> Given:
+    if stage not in READ:
+        return data.Texts(sources, on_bad_row) if sources else []
+    return data.join(READ[stage](source, on_bad_row) for source in sources)
+
+
+def fingerprint_of(rows: Given) -> str:
+    """SHA-256 of everything about the rows that decides what is learnt from them, weights included."""
+    if isinstance(rows, data.Texts):
+        return rows.fingerprint()
+    weights = [(origin.rows, origin.weight) for origin in rows.origins] if isinstance(rows, data.Rows) else []
+    found = data.fingerprint(rows)
+    return found if all(weight == 1 for _, weight in weights) else data.fingerprint([found, repr(weights)])
+
+
+def amount(rows: Given) -> str:
+    """How much there is to train on, as far as one knows before it is read."""
+    if isinstance(rows, data.Texts):
+        return ", ".join(source.name for source in rows.sources)
+    return f"{len(rows):,} rows"
+
+
+def train_into(encoder: Encoder, step: Step, rows: Given, held_out: Given | None, out: Path) -> None:
     """Train `encoder` in place, from its last checkpoint if there is one; write `out`, then drop the checkpoints."""
     checkpoints = checkpoints_of(out)
     TRAIN[step.stage](

@@ -7,21 +7,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bothways.data import Texts
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError, DataError, TrainingError
 from bothways.head import Head
-from bothways.text import check_texts
 from bothways.training.batches import Batch
 from bothways.training.loop import Cut, Part, Place, train
 from bothways.training.losses import rows_per_chunk, token_cross_entropy
-from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token, to_blocks
+from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token
 from bothways.training.randomness import seed_everything
-from bothways.training.rows import data_facts, hold_out, tokenise
+from bothways.training.rows import data_facts, hold_out_tokens, items_of, read_tokens
 from bothways.training.settings import MNTP
+from bothways.training.tokens import Blocks, Tokens
 
 WHOLE = 2**31
 """More tokens than a text has."""
@@ -31,10 +33,10 @@ HELD_OUT = 2**31
 
 def mntp(
     encoder: Encoder,
-    texts: Sequence[str],
+    texts: Sequence[str] | Texts,
     settings: MNTP | None = None,
     *,
-    held_out: Sequence[str] | None = None,
+    held_out: Sequence[str] | Texts | None = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     show_progress: bool = True,
@@ -42,15 +44,15 @@ def mntp(
     """Train the encoder, in place, to predict hidden tokens of the texts; returns it with the stage in its record.
 
     `held_out` are texts to measure loss and accuracy on; None keeps back `settings.held_out_items` of `texts`. With a
-    `checkpoint_dir` the run can be resumed (see `training.loop.train`).
+    `checkpoint_dir` the run can be resumed (see `training.loop.train`). Files and data sets (`bothways.data.Texts`) are
+    streamed, tokenised once, and kept on disk, not in memory.
 
     Raises TrainingError if the encoder has no language-model head or the run fails, ConfigError for settings that do
     not fit the model, DataError if there is no text.
     Source: LLM2Vec (arXiv 2404.05961), sec. 2.2.
     """
     settings = MNTP() if settings is None else settings
-    train_texts, held_out = hold_out(check_texts(texts, "mntp"), held_out, settings)
-    task = _Task(encoder, train_texts, check_texts(held_out, "mntp"), settings)
+    task = _Task(encoder, texts, held_out, settings)
     return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
 
 
@@ -96,16 +98,20 @@ class _Task:
 
     name = "mntp"
 
-    def __init__(self, encoder: Encoder, texts: Sequence[str], held_out: Sequence[str], settings: MNTP) -> None:
+    def __init__(
+        self, encoder: Encoder, texts: Sequence[str] | Texts, held_out: Sequence[str] | Texts | None, settings: MNTP
+    ) -> None:
         self.encoder, self.settings = encoder, settings
         head = _head(encoder)
         _check_length(encoder, settings)
-        data = data_facts("mntp", texts, held_out)
-        self.rows, self.held_out = self._rows(texts), self._rows(held_out)
-        if not self.rows:
+        given = None if held_out is None else self._tokens(held_out)
+        training, measured = hold_out_tokens(self._tokens(texts), given, settings)
+        data = data_facts("mntp", training, measured)
+        self.rows, self.held_out = self._rows(training), self._rows(measured)
+        if not len(self.rows):
             raise DataError("mntp: no text has a token to predict besides its first one. Give longer texts.")
-        self.items = len(self.rows)
-        self.longest = max(len(row) for row in [*self.rows, *self.held_out])
+        self.items = items_of(self.rows)
+        self.longest = max(int(rows.lengths.max(initial=0)) for rows in (self.rows, self.held_out))
         self.mask = choose_mask_token(encoder.tokenizer, settings.mask_token)
         self.masking = Masking(
             rate=settings.mask_rate,
@@ -114,16 +120,17 @@ class _Task:
             vocab=min(len(encoder.tokenizer), head.weight.shape[0]),
             special=frozenset(encoder.tokenizer.all_special_ids),
         )
-        self.facts: Mapping[str, Any] = {"data": {**data, "rows": self.items}, "mask_token": asdict(self.mask)}
+        self.facts: Mapping[str, Any] = {"data": {**data, "rows": len(self.rows)}, "mask_token": asdict(self.mask)}
 
-    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
-        size = self.settings.block_size
+    def _tokens(self, texts: Sequence[str] | Texts) -> Tokens:
+        whole = None if self.settings.block_size is None else WHOLE
+        return read_tokens("mntp", self.encoder, texts, max_length=self.settings.max_length or whole)
+
+    def _rows(self, texts: Tokens) -> Tokens | Blocks:
+        size, bos = self.settings.block_size, self.encoder.tokenizer.bos_token_id
         if size is None:
-            rows = [row.ids for row in tokenise(self.encoder, texts, max_length=self.settings.max_length)]
-            return [row for row in rows if len(row) > 1]
-        rows = [row.ids for row in tokenise(self.encoder, texts, max_length=self.settings.max_length or WHOLE)]
-        bos = self.encoder.tokenizer.bos_token_id
-        return to_blocks(rows, size, bos if bos is not None and all(row[0] == bos for row in rows) else None)
+            return texts.without(np.flatnonzero(texts.lengths < 2))
+        return Blocks(texts, size, bos if texts.opens_with(bos) else None)
 
     def start(self, cut: Cut) -> str:
         """Which token masks, and why."""
@@ -132,7 +139,8 @@ class _Task:
     def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """Losses of some rows each, divided by the number of predicted tokens of the whole batch."""
         seed = self.settings.seed
-        masked = [self.masking(self.rows[i], (seed, batch.epoch, i)) for i in batch.items]
+        seen = zip(batch.items, batch.visits, strict=True)
+        masked = [self.masking(self.rows[i], (seed, visit, i)) for i, visit in seen]
         predicted = sum(label != NOT_PREDICTED for _, labels in masked for label in labels)
         mine = masked[place.rank :: place.processes]
         for number, group in enumerate(cut([len(ids) for ids, _ in mine])):

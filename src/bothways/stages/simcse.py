@@ -16,7 +16,7 @@ from bothways.training.batches import Batch, same_meaning
 from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores, embed_in_groups
 from bothways.training.dropout import dropout_of
 from bothways.training.loop import Cut, Part, Place, train
-from bothways.training.rows import data_facts, hold_out, tokenise
+from bothways.training.rows import data_facts, hold_out, items_of, tokenise
 from bothways.training.settings import SimCSE
 
 HELD_OUT = 2**31
@@ -43,9 +43,10 @@ def simcse(
     Source: Gao et al. 2021 (arXiv 2104.08821); LLM2Vec (arXiv 2404.05961), sec. 2.3.
     """
     settings = SimCSE() if settings is None else settings
-    train_texts, held_out = hold_out(check_texts(texts, "simcse"), held_out, settings)
+    check_texts(texts, "simcse")
+    train_texts, held_out = hold_out(texts, None if held_out is None else check_texts(held_out, "simcse"), settings)
     with dropout_of(encoder.model, settings.dropout) as dropout:
-        task = _Task(encoder, train_texts, check_texts(held_out, "simcse"), settings, dropout)
+        task = _Task(encoder, train_texts, held_out, settings, dropout)
         return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
 
 
@@ -62,7 +63,7 @@ class _Task:
         self.facts: Mapping[str, Any] = {"data": data_facts("simcse", texts, held_out)}
         self.rows = tokenise(encoder, texts, max_length=settings.max_length)
         self.held_out_rows = tokenise(encoder, held_out, max_length=settings.max_length)
-        self.items = len(self.rows)
+        self.items = items_of(texts)
         self.longest = max(len(row) for row in [*self.rows, *self.held_out_rows])
 
     def start(self, cut: Cut) -> str:

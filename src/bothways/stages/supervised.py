@@ -14,7 +14,7 @@ from bothways.training.batches import Batch, same_meaning
 from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores
 from bothways.training.dropout import dropout_of
 from bothways.training.loop import Cut, Part, Place, train
-from bothways.training.rows import data_facts, hold_out, tokenise
+from bothways.training.rows import data_facts, hold_out, items_of, tokenise
 from bothways.training.settings import Supervised
 
 
@@ -60,7 +60,7 @@ class _Task:
         self.encoder, self.settings, self.dropout = encoder, settings, dropout
         self.facts: Mapping[str, Any] = {"data": data_facts("supervised", examples, held_out)}
         self.train, self.held_out = _Rows(encoder, examples, settings), _Rows(encoder, held_out, settings)
-        self.items = len(examples)
+        self.items = items_of(examples)
         self.longest = max(self.train.longest, self.held_out.longest)
 
     def start(self, cut: Cut) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
 
-from bothways.data import Example, fingerprint
+from bothways.data import Example, Rows, Texts, fingerprint
 from bothways.encoder import Encoder
 from bothways.errors import DataError
-from bothways.text import TextIds
-from bothways.training.batches import split_held_out
+from bothways.text import TextIds, check_texts
+from bothways.training import token_cache
+from bothways.training.batches import Items, Share, split_held_out
 from bothways.training.settings import Training
+from bothways.training.tokens import Blocks, Tokens
 
 Item = TypeVar("Item", str, Example)
 
@@ -29,23 +31,73 @@ def tokenise(
         encoder.settings = own
 
 
+def read_tokens(call: str, encoder: Encoder, texts: Sequence[str] | Texts, *, max_length: int | None) -> Tokens:
+    """The ids that `tokenise` gives: of files on disk, tokenised once for all runs; of a list in memory.
+
+    Raises DataError for a bad row, or something in the list that is no text.
+    """
+
+    def encode(batch: list[str]) -> list[list[int]]:
+        return [row.ids for row in tokenise(encoder, batch, max_length=max_length)]
+
+    if isinstance(texts, Texts):
+        how = token_cache.identity(encoder.tokenizer, max_length or encoder.settings.max_length)
+        return Tokens(token_cache.stored(texts, encode, how))
+    check_texts(texts, call)
+    return Tokens(token_cache.in_memory(texts, encode))
+
+
+def hold_out_tokens(tokens: Tokens, held_out: Tokens | None, settings: Training) -> tuple[Tokens, Tokens]:
+    """`hold_out` for texts that are tokens already: no text on both sides, where equal ids are the same text."""
+    if held_out is not None:
+        return tokens, held_out
+    kept_back, left_out = split_held_out(tokens.hashes, settings.held_out_items, settings.seed)
+    return tokens.without(left_out), tokens.only(kept_back)
+
+
 def hold_out(
     items: Sequence[Item], held_out: Sequence[Item] | None, settings: Training
-) -> tuple[list[Item], list[Item]]:
+) -> tuple[Rows[Item], Rows[Item]]:
     """What to train on and what to measure on: the given `held_out`, or `settings.held_out_items` kept back."""
     if held_out is not None:
-        return list(items), list(held_out)
-    training, kept_back = split_held_out(items, settings.held_out_items, settings.seed)
-    return [items[i] for i in training], [items[i] for i in kept_back]
+        return _kept(items, set()), _kept(held_out, set())
+    kept_back, left_out = split_held_out(items, settings.held_out_items, settings.seed)
+    return _kept(items, set(left_out.tolist())), Rows([items[i] for i in kept_back.tolist()])
 
 
-def data_facts(call: str, train: Sequence[str | Example], held_out: Sequence[str | Example]) -> dict[str, str | int]:
+def _kept(items: Sequence[Item], left_out: set[int]) -> Rows[Item]:
+    """All but some, with what came from where."""
+    rows: Rows[Item] = Rows(item for place, item in enumerate(items) if place not in left_out)
+    start = 0
+    for origin in items.origins if isinstance(items, Rows) else ():
+        places = range(start, start + origin.rows)
+        rows.origins.append(replace(origin, rows=len(places) - sum(place in places for place in left_out)))
+        start += origin.rows
+    return rows
+
+
+def items_of(rows: Sequence[Any] | Tokens | Blocks) -> int:
+    """How many rows there are, and, where they have weights, how often each is to be seen."""
+    if isinstance(rows, Tokens | Blocks):
+        shares = [Share(count, weight) for weight, count in rows.weights]
+    else:
+        shares = [Share(origin.rows, origin.weight) for origin in rows.origins] if isinstance(rows, Rows) else []
+    return len(rows) if all(share.weight == 1 for share in shares) else Items(shares)
+
+
+def data_facts(call: str, train: Sequence[Any] | Tokens, held_out: Sequence[Any] | Tokens) -> dict[str, Any]:
     """What the record says of the data. Raises DataError if there is nothing to train on."""
-    if not train:
+    if not len(train):
         raise DataError(f"{call}: no item to train on. Give at least one.")
+    origins = train.origins if isinstance(train, Rows | Tokens) else []
     return {
         "items": len(train),
-        "fingerprint": fingerprint(train),
+        "fingerprint": _fingerprint(train),
         "held_out_items": len(held_out),
-        "held_out_fingerprint": fingerprint(held_out),
+        "held_out_fingerprint": _fingerprint(held_out),
+        **({"sources": [asdict(origin) for origin in origins]} if origins else {}),
     }
+
+
+def _fingerprint(items: Sequence[Any] | Tokens) -> str:
+    return items.fingerprint() if isinstance(items, Tokens) else fingerprint(items)

@@ -114,9 +114,11 @@ def test_skipped_rows_are_counted_and_listed(tmp_path: Path, caplog: pytest.LogC
 def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing\.txt: no such file"):
         read_texts(tmp_path / "nothing.txt")
-    with pytest.raises(DataError, match=r'a\.csv\.gz: unknown suffix "\.csv\.gz"\. Expected \.txt or \.jsonl'):
-        read_texts(write(tmp_path / "a.csv.gz", "a"))
-    with pytest.raises(DataError, match=r'a\.txt: unknown suffix "\.txt"\. Expected \.jsonl'):
+    expected = r"Expected \.txt, \.jsonl, \.csv, \.tsv or \.parquet, plain or \.gz"
+    for name in ("a.doc.gz", "a.parquet.gz"):
+        with pytest.raises(DataError, match=rf'{name}: unknown suffix "{name[1:]}"\. {expected}'):
+            read_texts(write(tmp_path / name, "a"))
+    with pytest.raises(DataError, match=r'a\.txt: unknown suffix "\.txt"\. Expected \.jsonl, \.csv'):
         read_examples(write(tmp_path / "a.txt", "a"))
     with pytest.raises(DataError, match=r"empty\.txt: no row to use, it is empty"):
         read_texts(write(tmp_path / "empty.txt", "\n \n"))
