@@ -7,11 +7,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import decoder, demo, probe, readme, recurrence
+from benchmarks import decoder, demo, mntp, probe, readme, recurrence
 from benchmarks.frame import framed
 from bothways.evaluation.tables import write_json
 
-MEASURED = {"demo": demo, "decoder": decoder, "probe": probe, "recurrence": recurrence}
+MEASURED = {"demo": demo, "decoder": decoder, "mntp": mntp, "probe": probe, "recurrence": recurrence}
 
 
 def main(given: list[str]) -> int:
