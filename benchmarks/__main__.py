@@ -7,11 +7,18 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import decoder, demo, learning, probe, readme, recurrence
+from benchmarks import decoder, demo, learning, mntp, probe, readme, recurrence
 from benchmarks.frame import framed
 from bothways.evaluation.tables import write_json
 
-MEASURED = {"demo": demo, "decoder": decoder, "probe": probe, "recurrence": recurrence, "learning": learning}
+MEASURED = {
+    "demo": demo,
+    "decoder": decoder,
+    "learning": learning,
+    "mntp": mntp,
+    "probe": probe,
+    "recurrence": recurrence,
+}
 
 
 def main(given: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""The generated parts of README.md: tables from benchmarks/results, the file tree from the files' own first lines."""
+"""The generated parts of the pages: tables from benchmarks/results, the file tree from the files' own first lines."""
 
 from __future__ import annotations
 
@@ -10,37 +10,44 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import performance
 from benchmarks.frame import RESULTS, ROOT
 from bothways.evaluation.tables import markdown
 
 README = ROOT / "README.md"
+PERFORMANCE = ROOT / "docs" / "performance.md"
 TREES = ("src/bothways", "benchmarks", "scripts", "recipes")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """`--check` compares and writes nothing."""
-    parser.add_argument("--check", action="store_true", help="exit with 1 if README.md is not up to date")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a page is not up to date")
 
 
 def run(options: argparse.Namespace) -> int:
     """Rewrite the generated parts, or say whether they are up to date. Returns the exit code."""
-    before = README.read_text(encoding="utf-8")
-    after = generated(before)
-    if options.check:
-        if before != after:
-            print("README.md is not up to date. Run: python -m benchmarks readme", file=sys.stderr)
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
-    return 0
+    stale = 0
+    for page in (README, PERFORMANCE):
+        before = page.read_text(encoding="utf-8")
+        after = generated(before, page)
+        if options.check and before != after:
+            print(f"{page.name} is not up to date. Run: python -m benchmarks readme", file=sys.stderr)
+            stale = 1
+        elif not options.check:
+            page.write_text(after, encoding="utf-8")
+    return stale
 
 
-def generated(text: str) -> str:
-    """`text` with every part between its markers made anew."""
-    for name, make in {"demo": demo, "decoder": decoder, "tree": tree}.items():
+def generated(text: str, page: Path = README) -> str:
+    """`text` with every part of that page, between its markers, made anew."""
+    parts = (
+        {"demo": demo, "decoder": decoder, "tree": tree} if page == README else {"mntp": mntp, "mntp-cuda": mntp_cuda}
+    )
+    for name, make in parts.items():
         begin, end = f"<!-- begin {name}: python -m benchmarks readme -->", f"<!-- end {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f'README.md: the markers of the part "{name}" are gone.')
+            raise SystemExit(f'{page.name}: the markers of the part "{name}" are gone.')
         part = f"{begin}\n{make()}{end}"
         text = pattern.sub(lambda _, part=part: part, text)
     return text
@@ -83,6 +90,28 @@ def decoder() -> str:
     rows = [{"held-out text": name, "bits per byte": f"{value:.3f}"} for name, value in bits.items()]
     similarity = [{"STS-B dev, mean pool, no training": name, "Spearman": value} for name, value in spearman.items()]
     return f"{markdown(rows)}\n{markdown(similarity)}\n{_machine(found)}\n"
+
+
+def mntp() -> str:
+    """One step of MNTP on CPU."""
+    return _steps("mntp")
+
+
+def mntp_cuda() -> str:
+    """The same on a GPU."""
+    return _steps("mntp-cuda")
+
+
+def _steps(name: str) -> str:
+    """Steps beside those of the peers, their parts, their floor."""
+    found = _results(name)
+    if found is None:
+        return "Not measured yet.\n"
+    return (
+        f"{performance.steps(found)}\nThe attention of each peer that was the faster one: "
+        f"{performance.attention(found)}.\n\n{performance.parts(found)}\n{performance.floor(found)}\n"
+        f"{_machine(found)}\n"
+    )
 
 
 def tree() -> str:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from bothways import MNTP, convert
 from bothways.recipe import read
+from bothways.stages.mntp import mntp_loss
+from bothways.text import Features
+from bothways.training.tuning import tuned
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,6 +66,8 @@ def test_a_readme_without_its_markers_is_not_silently_left_alone() -> None:
 
     with pytest.raises(SystemExit, match="the markers of the part"):
         readme.generated("# a page\n")
+    with pytest.raises(SystemExit, match=r'performance\.md: the markers of the part "mntp" are gone'):
+        readme.generated("# a page\n", readme.PERFORMANCE)
 
 
 def test_the_recipes_of_the_repository_are_valid(tmp_path: Path) -> None:
@@ -73,3 +81,142 @@ def test_the_recipes_of_the_repository_are_valid(tmp_path: Path) -> None:
     copy = tmp_path / "recipe.yaml"
     copy.write_text((ROOT / "recipes" / "llm2vec-paper.yaml").read_text(encoding="utf-8"), encoding="utf-8")
     assert [step.settings.batch_size for step in read(copy).steps] == [32, 128, 512]
+
+
+def _figures(loss: float, trained: int) -> dict[str, Any]:
+    return {"loss": loss, "trained": trained}
+
+
+def _condition(**changes: Any) -> Any:
+    from benchmarks import mntp
+
+    shape = {"kind": "llama", **mntp.TINY, "intermediate_size": 56, "vocab_size": 531}
+    given: dict[str, Any] = {"tune": "lora", "batch": 3, "tokens": 37, "device": "cpu"}
+    return mntp.Condition("tiny", shape, **{**given, **changes})
+
+
+def test_peers_that_do_other_work_are_not_timed() -> None:
+    from benchmarks.mntp import same_work
+
+    ours = {"bothways": _figures(6.5, 17)}
+    same_work(
+        _condition(), {**ours, "transformers, sdpa": _figures(6.50001, 17), "llm2vec, eager": _figures(6.5003, 17)}
+    )
+    with pytest.raises(
+        SystemExit, match=r"transformers, sdpa computes the loss 6.501000 where bothways computes 6.5000"
+    ):
+        same_work(_condition(), {**ours, "transformers, sdpa": _figures(6.501, 17)})
+    with pytest.raises(SystemExit, match=r"llm2vec, eager trains 18 weights where bothways trains 17"):
+        same_work(_condition(), {**ours, "llm2vec, eager": _figures(6.5, 18)})
+
+
+def test_of_two_kinds_of_attention_a_peer_is_measured_with_the_faster() -> None:
+    from benchmarks import mntp
+
+    wanted = mntp.variants(_condition(), ["llm2vec"])
+    seconds = {"bothways": 9.0, "matmuls": 1.0, "llm2vec, sdpa": 3.0, "llm2vec, eager": 2.0}
+    assert list(wanted) == list(seconds)
+    rows = [{"variant": name, "round": 1, "seconds": value} for name, value in seconds.items()]
+    rows.append({"variant": "llm2vec, sdpa", "round": 0, "seconds": 0.1})
+    assert mntp.slower(rows, wanted) == ["llm2vec, sdpa"]
+    assert ["".join(mntp.turn(["a", "b", "c"], number)) for number in range(4)] == ["abc", "bca", "cab", "abc"]
+
+
+def test_what_cannot_be_measured_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from benchmarks import llm2vec_env, mntp
+
+    parser = argparse.ArgumentParser()
+    mntp.arguments(parser)
+    monkeypatch.setattr(llm2vec_env, "BUILT", tmp_path / "built")
+    with pytest.raises(SystemExit, match=r"Build it with `python -m benchmarks.llm2vec_env`"):
+        mntp.peers(parser.parse_args([]))
+    assert mntp.peers(parser.parse_args(["--device", "cuda"])) == ["transformers"]
+    with pytest.raises(SystemExit, match=r"no shape qwen3-0\.6b on cpu\. Use vocab-32k, vocab-128k"):
+        mntp.conditions(parser.parse_args(["--shapes", "qwen3-0.6b"]))
+    with pytest.raises(SystemExit, match="--rounds 1"):
+        mntp.conditions(parser.parse_args(["--rounds", "1"]))
+    names = [condition.name for condition in mntp.conditions(parser.parse_args([]))]
+    assert names == ["vocab-32k-lora", "vocab-32k-full", "vocab-128k-lora", "vocab-128k-full"]
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_the_floor_is_what_a_real_step_multiplies(tune: str, tmp_path: Path) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import mntp
+    from benchmarks.peers.mntp_matmuls import products
+    from benchmarks.peers.wire import Job
+
+    condition = _condition(tune=tune)
+    mntp.make(condition, tmp_path)
+    encoder = convert(tmp_path, attn_implementation="eager")
+    job = Job(str(tmp_path), tune, "eager", condition.batch, condition.tokens, "cpu", "float32")
+    config = encoder.model.config
+    ids = torch.randint(4, 531, (condition.batch, condition.tokens))
+    labels = torch.full_like(ids, -100)
+    predicted = round(job.mask_rate * condition.batch * (condition.tokens - 1))
+    rows = torch.randperm(condition.batch * (condition.tokens - 1))[:predicted]
+    labels[rows // (condition.tokens - 1), 1 + rows % (condition.tokens - 1)] = 7
+    whole = torch.ones_like(ids, dtype=torch.bool)
+    with tuned(encoder, MNTP(tune=tune), torch.float32), FlopCounterMode(display=False) as counted:
+        mntp_loss(encoder, Features(ids, whole, whole), labels)[0].backward()
+    assert counted.get_total_flops() == sum(product.operations for product in products(config, job))
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_every_product_of_a_step_belongs_to_a_part(tune: str, tiny_llama_folder: Path) -> None:
+    from benchmarks.peers.parts import ADAPTERS, ATTENTION, HEAD, LINEAR, OPTIMISER, Profile
+
+    encoder = convert(tiny_llama_folder, attn_implementation="eager")
+    ids = torch.randint(4, 500, (3, 11))
+    whole = torch.ones_like(ids, dtype=torch.bool)
+    with tuned(encoder, MNTP(tune=tune), torch.float32) as weights:
+        masters = list(weights.masters.values())
+        optimiser, profile = torch.optim.AdamW(masters), Profile(encoder)
+        hooks = sum(len(module._forward_hooks) for module in encoder.modules())
+        profile.start()
+        mntp_loss(encoder, Features(ids, whole, whole), ids)[0].backward()
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
+        optimiser.step()
+        parts = profile.stop()
+        assert sum(len(module._forward_hooks) for module in encoder.modules()) == hooks
+    multiplying = {name for name, part in parts.items() if part["multiplying"] > 0}
+    # The rotary angles are a product, too.
+    expected = {LINEAR, ATTENTION, HEAD} | ({ADAPTERS} if tune == "lora" else set())
+    assert multiplying == expected
+    assert parts[OPTIMISER]["seconds"] > 0
+    assert all(part["multiplying"] <= part["seconds"] for part in parts.values())
+
+
+def test_a_step_is_measured_beside_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import mntp, performance
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setitem(mntp.KINDS, "cpu", ("sdpa",))
+    parser = argparse.ArgumentParser()
+    mntp.arguments(parser)
+    given = "--tiny --tokens 37 --batch 3 --rounds 2 --shapes vocab-32k --tune lora --peers transformers"
+    findings = mntp.measure(parser.parse_args(given.split()))
+    found = findings.observed["vocab-32k-lora"]
+    peer = "transformers, sdpa"
+    assert set(found["seconds"]) == set(found["memory"]) == {"bothways", peer}
+    assert found["ready"]["bothways"]["attention"] == "eager"
+    assert {row["round"] for row in findings.rows} == {0, 1, 2}
+    assert findings.ratios == {}
+    assert findings.hardware["threads"] == 1
+    assert all(0 < share < 1 for share in found["share of the floor"].values())
+    tables = {"observed": findings.observed}
+    seconds, ours = found["seconds"][peer], found["seconds"]["bothways"]
+    assert f"| {seconds:.2f} ({seconds / ours:.2f}x) |" in performance.steps(tables)
+    assert "| linear layers |" in performance.parts(tables)
+    assert "| share of a step, bothways |" in performance.floor(tables)
+    assert performance.attention(tables) == "transformers: sdpa"
+
+
+def test_the_death_of_a_worker_says_why(tmp_path: Path) -> None:
+    from benchmarks.peers.worker import DiedError, Worker
+
+    worker = Worker("floor", "matmuls", "auto", _condition(), tmp_path)
+    with pytest.raises(DiedError, match=r"(?s)floor ended with exit code 1:.*config"):
+        worker.ready()
+    worker.stop()
