@@ -77,7 +77,7 @@ def _masked(encoder: Any, texts: list[str], settings: Any) -> tuple[list[list[in
 
     task = stage._Task(encoder, texts, texts, settings)
     rows = [list(row) for row in task.held_out]
-    masked = [task.masking(row, (settings.seed, stage.HELD_OUT, i)) for i, row in enumerate(rows)]
+    masked = [task.masking(row, (settings.seed, stage.HELD_OUT, i), settings.mask_rate) for i, row in enumerate(rows)]
     return rows, [list(ids) for ids, _ in masked], [list(labels) for _, labels in masked]
 
 

@@ -28,7 +28,7 @@ from bothways.bidirectional.probe import probe
 from bothways.errors import ConfigError, ConversionError, DataError
 from bothways.folders import new_folder
 from bothways.head import Head
-from bothways.packing import token_states
+from bothways.packing import Rows, token_states
 from bothways.pooling import pool
 from bothways.provenance import EncoderSettings, Record
 from bothways.text import Features, TextIds
@@ -188,7 +188,7 @@ class Encoder(nn.Module):
         ).last_hidden_state
         return hidden
 
-    def token_states(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "tokens dim"]:
+    def token_states(self, rows: Rows) -> Float[Tensor, "tokens dim"]:
         """The last hidden state of every token of some rows of ids, row after row; packed within `packing`."""
         pad = self.tokenizer.pad_token_id
         return token_states(self.model, rows, 0 if pad is None else pad)

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks, bidirectional_mask_function
@@ -29,6 +31,8 @@ from bothways.bidirectional.attention import text_configs_of
 from bothways.bidirectional.movement import body_of, make_batch
 from bothways.bidirectional.probe import undisturbed
 
+Rows = Sequence[Sequence[int] | NDArray[np.int64]]
+"""Token ids, or one number for each token, of some rows."""
 PREFIX = "packed_"
 """What our attention implementations are called: this, and the kernel that computes each text."""
 KERNELS = ("eager", "sdpa", "flex_attention")
@@ -108,7 +112,7 @@ def packing(model: PreTrainedModel) -> Iterator[Packing]:
         _set_implementation(model, own)
 
 
-def token_states(model: PreTrainedModel, rows: Sequence[Sequence[int]], pad_id: int) -> Float[Tensor, "tokens dim"]:
+def token_states(model: PreTrainedModel, rows: Rows, pad_id: int) -> Float[Tensor, "tokens dim"]:
     """The last hidden state of every token of the rows, row after row, on the model's device.
 
     Packed within `packing`, else as one right-padded batch; it is the same but for the rounding.
@@ -252,7 +256,7 @@ class _Packed(threading.local):
 _CURRENT, _PACKS = _Current(), _Packed()
 
 
-def _packed_states(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "tokens dim"]:
+def _packed_states(model: PreTrainedModel, rows: Rows) -> Float[Tensor, "tokens dim"]:
     texts = Texts(tuple(len(row) for row in rows), model.device)
     ids = torch.cat([torch.as_tensor(row) for row in rows])[None].to(model.device)
     given: dict[str, Any] = {"input_ids": ids, "position_ids": texts.positions[None]}

@@ -94,7 +94,11 @@ def test_a_base_beside_the_recipe_is_found_there(folder: Path) -> None:
         ("steps: 20", "steps: 2.5", 'recipe.yaml line 9: "steps" in mntp is 2.5, expected a whole number.'),
         ("steps: 20", 'steps: "20"', 'recipe.yaml line 9: "steps" in mntp is "20", expected a whole number.'),
         ("steps: 20", "steps: [1]", 'recipe.yaml line 9: "steps" in mntp is a list, expected a whole number.'),
-        ("steps: 20", "tune: lorra", 'line 9: "tune" in mntp is "lorra", expected one of "lora", "full".'),
+        (
+            "steps: 20",
+            "tune: lorra",
+            'line 9: "tune" in mntp is "lorra", expected one of "lora", "dora", "qlora", "full".',
+        ),
         ("steps: 20", "steps:", 'recipe.yaml line 9: "steps" in mntp is empty, expected a whole number.'),
         ("steps: 20", "mask_rate: 2", "recipe.yaml line 9: MNTP(mask_rate=2.0): expected 0 < mask_rate < 1."),
         ("steps: 20", "train_head: 1", 'line 9: "train_head" in mntp is 1, expected true or false.'),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,11 @@ from transformers import AutoTokenizer
 
 from bothways.errors import ConfigError
 from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token, to_blocks
+from bothways.training.words import Words
 
 VOCAB, MASK, SPECIAL = 1009, 7, frozenset({0, 1})
-BERT = Masking(rate=0.2, scheme="bert", mask_id=MASK, vocab=VOCAB, special=SPECIAL)
-ALL = Masking(rate=0.2, scheme="all", mask_id=MASK, vocab=VOCAB, special=SPECIAL)
+BERT = Masking(scheme="bert", mask_id=MASK, vocab=VOCAB, special=SPECIAL)
+ALL = Masking(scheme="all", mask_id=MASK, vocab=VOCAB, special=SPECIAL)
 
 
 def long_row() -> list[int]:
@@ -24,7 +27,7 @@ def long_row() -> list[int]:
 
 def test_rates_are_as_promised() -> None:
     row = long_row()
-    ids, labels = (np.array(part) for part in BERT(row, (3, 1, 2)))
+    ids, labels = (np.array(part) for part in BERT(row, (3, 1, 2), 0.2))
     hidden = labels != NOT_PREDICTED
     assert hidden.mean() == pytest.approx(0.2, abs=0.01)
     assert (labels[hidden] == np.array(row)[hidden]).all()
@@ -34,13 +37,13 @@ def test_rates_are_as_promised() -> None:
 
 
 def test_all_means_all() -> None:
-    ids, labels = (np.array(part) for part in ALL(long_row(), (3,)))
+    ids, labels = (np.array(part) for part in ALL(long_row(), (3,), 0.2))
     assert (ids[labels != NOT_PREDICTED] == MASK).all()
 
 
 @given(st.lists(st.integers(0, VOCAB - 1), max_size=40), st.integers(0, 9), st.integers(0, 9))
 def test_position_zero_and_specials_stay(row: list[int], epoch: int, number: int) -> None:
-    ids, labels = BERT(row, (0, epoch, number))
+    ids, labels = BERT(row, (0, epoch, number), 0.2)
     assert len(ids) == len(labels) == len(row)
     for position, (before, after, label) in enumerate(zip(row, ids, labels, strict=True)):
         if position == 0 or before in SPECIAL:
@@ -50,12 +53,56 @@ def test_position_zero_and_specials_stay(row: list[int], epoch: int, number: int
     assert eligible == any(label != NOT_PREDICTED for label in labels)
 
 
-def test_the_draw_depends_on_seed_epoch_and_row_alone() -> None:
+def test_the_draw_depends_on_seed_epoch_row_and_rate_alone() -> None:
     row = long_row()[:211]
-    first = BERT(row, (1, 2, 3))
+    first = drawn(BERT, row, (1, 2, 3), 0.2)
     np.random.seed(99)
-    assert BERT(row, (1, 2, 3)) == first
-    assert all(BERT(row, other) != first for other in [(0, 2, 3), (1, 0, 3), (1, 2, 0)])
+    assert drawn(BERT, row, (1, 2, 3), 0.2) == first
+    assert all(drawn(BERT, row, other, 0.2) != first for other in [(0, 2, 3), (1, 0, 3), (1, 2, 0)])
+    assert drawn(BERT, row, (1, 2, 3), None) == drawn(BERT, row, (1, 2, 3), None) != first
+
+
+def drawn(masking: Masking, row: list[int], seed: Sequence[int], rate: float | None) -> tuple[list[int], list[int]]:
+    ids, labels = masking(row, seed, rate)
+    return ids.tolist(), labels.tolist()
+
+
+def test_what_a_low_rate_hides_a_higher_one_hides_too() -> None:
+    low, high = (ALL(long_row(), (3,), rate)[1] != NOT_PREDICTED for rate in (0.15, 0.4))
+    assert (high | ~low).all()
+    assert high.mean() == pytest.approx(0.4, abs=0.01)
+
+
+def test_rates_of_rows_are_uniform() -> None:
+    row = long_row()[:1501]
+    rates = [(ALL(row, (3, 0, number), None)[1] != NOT_PREDICTED).mean() for number in range(400)]
+    # Of U(0, 1): mean 1/2 and deviation 0.289, each within four standard errors.
+    assert np.mean(rates) == pytest.approx(0.5, abs=0.06)
+    assert np.std(rates) == pytest.approx(0.289, abs=0.03)
+    assert min(rates) < 0.02
+    assert max(rates) > 0.98
+
+
+def test_whole_words_are_hidden_in_the_share_that_is_asked_for() -> None:
+    """Ids below 500 go on with a word; the rate is that of tokens, though long words are hidden at once."""
+    inside = np.arange(VOCAB) < 500
+    masking = replace(ALL, words=Words(goes_on=inside, ends_open=np.ones(VOCAB, bool), cut=np.zeros(VOCAB, bool)))
+    row = np.array(long_row())
+    hidden = masking(row, (3,), 0.3)[1] != NOT_PREDICTED
+    assert hidden[1:].mean() == pytest.approx(0.3, abs=0.012)
+    word = np.cumsum(~inside[row])
+    same = word[2:] == word[1:-1]
+    assert (hidden[2:] == hidden[1:-1])[same].all()
+    assert (hidden[2:] != hidden[1:-1])[~same].mean() == pytest.approx(2 * 0.3 * 0.7, abs=0.02)
+
+
+@given(st.lists(st.integers(0, VOCAB - 1), max_size=40), st.integers(0, 9))
+def test_a_word_that_position_zero_cuts_is_whole_from_there_on(row: list[int], number: int) -> None:
+    everything = Words(goes_on=np.ones(VOCAB, bool), ends_open=np.ones(VOCAB, bool), cut=np.zeros(VOCAB, bool))
+    _, labels = replace(BERT, words=everything)(row, (0, 1, number), 0.01)
+    assert [label != NOT_PREDICTED for label in labels] == [
+        place > 0 and token not in SPECIAL for place, token in enumerate(row)
+    ]
 
 
 def test_blocks_are_full_and_open_as_texts_do() -> None:

@@ -15,6 +15,7 @@ from bothways.recipe.reader import Files, Step
 from bothways.stages.mntp import mntp
 from bothways.stages.simcse import simcse
 from bothways.stages.supervised import supervised
+from bothways.training.mask_row import recorded_row
 
 TRAIN: dict[str, Callable[..., Encoder]] = {"mntp": mntp, "simcse": simcse, "supervised": supervised}
 READ: dict[str, Callable[..., data.Rows[Any]]] = {"simcse": data.read_texts, "supervised": data.read_examples}
@@ -81,7 +82,9 @@ def head_from(base: str, encoder: Encoder) -> Head:
     wish = loading.Wish(dtype=encoder.dtype, device=encoder.device)
     _, head = loading.load_decoder(folder, config, wish, with_head=True)
     embedding: Any = encoder.model.get_input_embeddings().weight
-    if head is None or head.weight.shape != embedding.shape:
+    # A mask token of its own may have made the embedding a row longer than the base's, which is its last one then.
+    rows = {embedding.shape[0], embedding.shape[0] if (own := recorded_row(encoder.record)) is None else own}
+    if head is None or head.weight.shape[0] not in rows or head.weight.shape[1:] != embedding.shape[1:]:
         found = "none" if head is None else tuple(head.weight.shape)
         raise ConfigError(
             f"--base {base}: its head is {found}, but this encoder needs {tuple(embedding.shape)}. "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from bothways.data import Texts
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError, DataError, TrainingError
 from bothways.head import Head
+from bothways.packing import Rows, packing
 from bothways.training.batches import Batch
 from bothways.training.loop import Cut, Part, Place, train
 from bothways.training.losses import rows_per_chunk, token_cross_entropy
+from bothways.training.mask_row import NEW, make_row
 from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token
 from bothways.training.randomness import seed_everything
 from bothways.training.rows import data_facts, hold_out_tokens, items_of, read_tokens
 from bothways.training.settings import MNTP
 from bothways.training.tokens import Blocks, Tokens
+from bothways.training.words import words_of
 
 WHOLE = 2**31
 """More tokens than a text has."""
@@ -53,12 +57,23 @@ def mntp(
     """
     settings = MNTP() if settings is None else settings
     task = _Task(encoder, texts, held_out, settings)
-    return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
+    train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
+    if settings.merge_back:
+        _measure_mean(task)
+    return encoder
 
 
-def mntp_loss(
-    encoder: Encoder, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
-) -> tuple[Float[Tensor, ""], int]:
+@torch.no_grad()
+def _measure_mean(task: _Task) -> None:
+    """Add to the record what the held-out rows say of the mean with the weights from before the stage."""
+    encoder = task.encoder
+    with packing(encoder.model) as packed:
+        scores = task.scores(partial(packed.groups, tokens=task.settings.tokens_per_batch))
+    *before, stage = encoder.record.stages
+    encoder.record = replace(encoder.record, stages=(*before, {**stage, "held_out_merged_back": scores}))
+
+
+def mntp_loss(encoder: Encoder, rows: Rows, labels: Rows) -> tuple[Float[Tensor, ""], int]:
     """Summed cross-entropy, in nats, of the labels that are not -100, and how many they are.
 
     `labels` has the hidden token at the position of each token of `rows` that is hidden.
@@ -73,11 +88,9 @@ def _cross_entropy(head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
     return token_cross_entropy(hidden, head.weight, labels, bias=head.bias, softcap=head.softcap, scale=head.scale)
 
 
-def _selected(
-    encoder: Encoder, rows: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
-) -> tuple[Float[Tensor, "rows dim"], Int[Tensor, " rows"]]:
+def _selected(encoder: Encoder, rows: Rows, labels: Rows) -> tuple[Float[Tensor, "rows dim"], Int[Tensor, " rows"]]:
     # Position t predicts token t + 1, as in pre-training, so the label of a masked token sits one step to the left.
-    shifted = torch.tensor([label for row in labels for label in (*row[1:], NOT_PREDICTED)])
+    shifted = torch.from_numpy(np.concatenate([np.append(row[1:], NOT_PREDICTED) for row in labels]).astype(np.int64))
     # Selected on the CPU: a mask of the device's would have to wait for it.
     places = (shifted != NOT_PREDICTED).nonzero()[:, 0]
     states = encoder.token_states(rows)
@@ -112,13 +125,15 @@ class _Task:
             raise DataError("mntp: no text has a token to predict besides its first one. Give longer texts.")
         self.items = items_of(self.rows)
         self.longest = max(int(rows.lengths.max(initial=0)) for rows in (self.rows, self.held_out))
-        self.mask = choose_mask_token(encoder.tokenizer, settings.mask_token)
+        settings.mask_rate_of(0)
+        wish = settings.mask_token
+        self.mask = make_row(encoder) if wish == NEW else choose_mask_token(encoder.tokenizer, wish)
         self.masking = Masking(
-            rate=settings.mask_rate,
             scheme=settings.mask_scheme,
             mask_id=self.mask.id,
             vocab=min(len(encoder.tokenizer), head.weight.shape[0]),
             special=frozenset(encoder.tokenizer.all_special_ids),
+            words=words_of(encoder.tokenizer) if settings.whole_words else None,
         )
         self.facts: Mapping[str, Any] = {"data": {**data, "rows": len(self.rows)}, "mask_token": asdict(self.mask)}
 
@@ -138,10 +153,10 @@ class _Task:
 
     def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """Losses of some rows each, divided by the number of predicted tokens of the whole batch."""
-        seed = self.settings.seed
+        seed, rate = self.settings.seed, self.settings.mask_rate_of(batch.step)
         seen = zip(batch.items, batch.visits, strict=True)
-        masked = [self.masking(self.rows[i], (seed, visit, i)) for i, visit in seen]
-        predicted = sum(label != NOT_PREDICTED for _, labels in masked for label in labels)
+        masked = [self.masking(self.rows[i], (seed, visit, i), rate) for i, visit in seen]
+        predicted = sum(int(np.count_nonzero(labels != NOT_PREDICTED)) for _, labels in masked)
         mine = masked[place.rank :: place.processes]
         for number, group in enumerate(cut([len(ids) for ids, _ in mine])):
             seed_everything(seed, batch.step, place.rank, number)
@@ -150,10 +165,19 @@ class _Task:
             yield Part(loss / max(1, predicted), sum(map(len, ids)))
 
     def scores(self, cut: Cut) -> dict[str, float]:
-        """Loss in nats and accuracy over the hidden tokens of the held-out rows, always with the same masks."""
+        """Loss in nats and accuracy over the hidden tokens of the held-out rows, always with the same masks.
+
+        They are hidden at `mask_rate`, and besides at each of `held_out_rates` ("loss at 0.15").
+        """
         self.encoder.eval()
-        head = _head(self.encoder)
-        masked = [self.masking(row, (self.settings.seed, HELD_OUT, i)) for i, row in enumerate(self.held_out)]
+        found = self._scores_at(self.settings.mask_rate, cut)
+        for rate in self.settings.held_out_rates:
+            found |= {f"{name} at {rate:g}": value for name, value in self._scores_at(rate, cut).items()}
+        return found
+
+    def _scores_at(self, rate: float, cut: Cut) -> dict[str, float]:
+        head, seed = _head(self.encoder), self.settings.seed
+        masked = [self.masking(row, (seed, HELD_OUT, i), rate) for i, row in enumerate(self.held_out)]
         loss, right, count = 0.0, 0, 0
         for group in cut([len(ids) for ids, _ in masked]):
             hidden, labels = _selected(self.encoder, *zip(*(masked[i] for i in group), strict=True))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from bothways.errors import ConfigError
 from bothways.training.settings import MaskScheme
+from bothways.training.words import Words
 
 NOT_PREDICTED = -100
 """Label of a position that takes no part in the loss."""
@@ -22,6 +25,8 @@ class MaskToken:
     id: int
     token: str
     why: str
+    new: bool = False
+    """It is no token of the vocabulary but a row of the embedding that was made to be it."""
 
 
 def choose_mask_token(tokenizer: PreTrainedTokenizerBase, wish: int | str = "auto") -> MaskToken:
@@ -60,32 +65,57 @@ def choose_mask_token(tokenizer: PreTrainedTokenizerBase, wish: int | str = "aut
 class Masking:
     """How rows of token ids are masked."""
 
-    rate: float
     scheme: MaskScheme
     mask_id: int
     vocab: int
     """Random tokens are drawn below this id."""
     special: Collection[int]
     """Ids that are neither hidden nor predicted."""
+    words: Words | None = None
+    """Hide whole words; None: tokens, each on its own."""
 
-    def __call__(self, row: Sequence[int], seed: Sequence[int]) -> tuple[list[int], list[int]]:
+    @cached_property
+    def _ordinary(self) -> NDArray[np.bool_]:
+        """By id, whether it may be hidden; one more for all ids beyond."""
+        table = np.ones(max(self.special, default=0) + 2, dtype=bool)
+        table[list(self.special)] = False
+        return table
+
+    def __call__(
+        self, row: Sequence[int] | NDArray[np.int64], seed: Sequence[int], rate: float | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The row with some tokens hidden, and the labels: the hidden token where there is one, else -100.
 
-        Position 0 is never hidden, because nothing stands before it to predict it from. A row in which chance picks no
-        token loses one token nevertheless; a row of special tokens alone loses none.
+        Each token is hidden with probability `rate`, alone or with its word; None draws the row's rate from U(0, 1).
+        All is drawn from `seed`, so that a row is masked alike wherever and beside whatever it is computed.
+
+        Position 0 is never hidden, because nothing stands before it to predict it from; what follows of its word is a
+        word of its own. A row in which chance picks no token loses one token (or word) nevertheless; a row of special
+        tokens alone loses none. Of a hidden word each token is masked, replaced or kept by a draw of its own.
+
+        Source: LLM2Vec (arXiv 2404.05961), sec. 2.2; 80/10/10: Devlin et al. 2019 (arXiv 1810.04805), sec. 3.1; whole
+        words: Cui et al. 2019 (arXiv 1906.08101), sec. 2; a rate per row: Sahoo et al. 2024 (arXiv 2406.07524) and
+        LLaDA (Nie et al. 2025, arXiv 2502.09992), without the weight 1 / rate that makes their loss a likelihood.
         """
-        ids = np.array(row, dtype=np.int64)
+        ids = np.asarray(row, dtype=np.int64)
         rng = np.random.Generator(np.random.PCG64(list(seed)))
-        eligible = ~np.isin(ids, list(self.special))
+        rate = rng.random() if rate is None else rate
+        eligible = self._ordinary[np.minimum(ids, len(self._ordinary) - 1)]
         eligible[:1] = False
-        hidden = eligible & (rng.random(len(ids)) < self.rate)
+        chance = rng.random(len(ids))
+        # One number a word: that of its first token.
+        first = None if self.words is None else np.maximum(self.words.first_tokens(ids), 1)
+        drawn = chance if first is None else chance[np.minimum(first, len(ids) - 1)]
+        hidden = eligible & (drawn < rate)
         if not hidden.any() and eligible.any():
-            hidden[rng.choice(np.flatnonzero(eligible))] = True
+            one = rng.choice(np.flatnonzero(eligible))
+            hidden = np.arange(len(ids)) == one if first is None else eligible & (first == first[one])
         labels = np.where(hidden, ids, NOT_PREDICTED)
-        fate = rng.random(len(ids)) if self.scheme == "bert" else np.zeros(len(ids))
+        if self.scheme == "all":
+            return np.where(hidden, self.mask_id, ids), labels
+        fate = rng.random(len(ids))
         ids = np.where(hidden & (fate < 0.8), self.mask_id, ids)
-        ids = np.where(hidden & (fate >= 0.9), rng.integers(self.vocab, size=len(ids)), ids)
-        return ids.tolist(), labels.tolist()
+        return np.where(hidden & (fate >= 0.9), rng.integers(self.vocab, size=len(ids)), ids), labels
 
 
 def to_blocks(rows: Sequence[Sequence[int]], size: int, first: int | None) -> list[list[int]]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bothways.errors import ConfigError
 
 Schedule = Literal["cosine", "linear", "constant"]
-Tune = Literal["lora", "full"]
+Tune = Literal["lora", "dora", "qlora", "full"]
 TrainingPrecision = Literal["auto", "fp32", "bf16"]
 MaskScheme = Literal["bert", "all"]
+MaskSchedule = Literal["fixed", "linear", "uniform"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class Training:
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this length where it is longer; 0: never."""
     tune: Tune = "lora"
-    """lora: adapters on every linear layer of the decoder layers, merged at the end; full: all weights."""
+    """lora: adapters on every linear layer of the decoder layers, merged at the end; dora: those, and each output's
+    magnitude; qlora: lora on layers that are kept in 4 bits meanwhile (needs bothways[qlora]); full: all weights."""
     lora_r: int = 16
     """Rank of the adapters."""
     lora_alpha: int = 32
@@ -74,7 +76,7 @@ class Training:
         if self.max_length is not None:
             _whole(self, "max_length", low=1)
         _one_of(self, "schedule", ("cosine", "linear", "constant"))
-        _one_of(self, "tune", ("lora", "full"))
+        _one_of(self, "tune", ("lora", "dora", "qlora", "full"))
         _one_of(self, "precision", ("auto", "fp32", "bf16"))
 
     def rate(self, step: int) -> float:
@@ -99,20 +101,52 @@ class MNTP(Training):
     block_size: int | None = 512
     """Texts are joined in order and cut into blocks of so many tokens; None: every text is a row of its own, padded."""
     mask_rate: float = 0.2
-    """Share of the tokens that are hidden and predicted."""
+    """Share of the tokens that are hidden and predicted; whatever the schedule, of the held-out rows it is this."""
+    mask_schedule: MaskSchedule = "fixed"
+    """fixed: mask_rate in every step; linear: from there to mask_rate_end; uniform: each row its own, from U(0, 1)."""
+    mask_rate_end: float | None = None
+    """Share in the last step where mask_schedule is linear."""
+    whole_words: bool = False
+    """Hide all tokens of a word or none, in the same share of all tokens."""
     mask_scheme: MaskScheme = "bert"
     """bert: 80 % of the hidden tokens become the mask token, 10 % a random one, 10 % stay; all: all are masked."""
     mask_token: int | str = "auto"
-    """A token or its id. auto: the first there is of "_", the mask token, unk, the last token of the vocabulary."""
+    """A token or its id. auto: the first there is of "_", the mask token, unk, the last token of the vocabulary; new:
+    a row of the embedding that no token has, trained in every stage that asks for it. The tokenizer never changes."""
     train_head: bool = False
     """Train the language-model head too. One that is tied to the embedding is trained when that is: with tune=full."""
+    held_out_rates: tuple[float, ...] = ()
+    """Mask rates at which the held-out rows are measured besides."""
+    merge_back: float = 0.0
+    """Weight of the weights from before the stage in the mean of those and the trained ones that it ends with."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _within(self, "mask_rate", low=0.0, high=1.0, open_low=True, open_high=True)
+        if self.mask_rate_end is not None:
+            _within(self, "mask_rate_end", low=0.0, high=1.0, open_low=True, open_high=True)
+        _one_of(self, "mask_schedule", ("fixed", "linear", "uniform"))
+        for rate in self.held_out_rates:
+            _inside(self, "held_out_rates", rate, low=0.0, high=1.0, open_low=True, open_high=True)
+        _within(self, "merge_back", low=0.0, high=1.0, open_high=True)
         _one_of(self, "mask_scheme", ("bert", "all"))
         if self.block_size is not None:
             _whole(self, "block_size", low=2)
+
+    def mask_rate_of(self, step: int) -> float | None:
+        """Share of the tokens hidden in the step with this number, counted from 0; None: each row draws its own.
+
+        Raises ConfigError if `mask_rate_end` is missing, or given where the schedule does not lead to it.
+        """
+        if (self.mask_schedule == "linear") != (self.mask_rate_end is not None):
+            raise ConfigError(
+                f'MNTP(mask_schedule="{self.mask_schedule}", mask_rate_end={self.mask_rate_end}): mask_rate_end goes '
+                'with mask_schedule="linear", and that with it. Give both or neither.'
+            )
+        if self.mask_rate_end is not None:
+            share = step / max(1, self.steps - 1)
+            return (1 - share) * self.mask_rate + share * self.mask_rate_end
+        return self.mask_rate if self.mask_schedule == "fixed" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +217,12 @@ def _within(
     open_high: bool = False,
 ) -> None:
     value = getattr(settings, name)
+    _inside(settings, name, value, low=low, high=high, open_low=open_low, open_high=open_high)
+
+
+def _inside(
+    settings: object, name: str, value: Any, *, low: float, high: float, open_low: bool = False, open_high: bool = False
+) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and (low < value if open_low else low <= value) and (value < high if open_high else value <= high):
         return
