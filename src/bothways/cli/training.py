@@ -88,14 +88,17 @@ def _train(
     from bothways.folders import refuse_taken
     from bothways.recipe.reader import Files, Step
     from bothways.recipe.stage import checkpoints_of, head_from, read_files, train_into
+    from bothways.training.processes import place
 
+    # First of all: where several processes were launched, this one learns which device is its own.
+    main = place().main
     refuse_taken(files.out)
     checkpoints = checkpoints_of(files.out)
     if checkpoints.exists() and not files.resume:
         raise ConfigError(
             f"{checkpoints} holds an interrupted run. Go on with --resume, or delete it, or name another --out."
         )
-    if files.resume and not checkpoints.exists():
+    if files.resume and main and not checkpoints.exists():
         say(f"{checkpoints}: no checkpoint there, starting from the first step")
     step = Step(
         stage, settings, Files(data=flat(files.data), held_out=flat(files.held_out), on_bad_row=files.on_bad_row)
@@ -106,4 +109,5 @@ def _train(
     if base is not None:
         encoder.head = head_from(base, encoder)
     train_into(encoder, step, rows, held_out, files.out)
-    say(f"{stage}: written to {files.out}")
+    if main:
+        say(f"{stage}: written to {files.out}")

@@ -15,6 +15,7 @@ from bothways.recipe.reader import Files, Step
 from bothways.stages.mntp import mntp
 from bothways.stages.simcse import simcse
 from bothways.stages.supervised import supervised
+from bothways.training.processes import place, wait
 
 TRAIN: dict[str, Callable[..., Encoder]] = {"mntp": mntp, "simcse": simcse, "supervised": supervised}
 READ: dict[str, Callable[..., data.Rows[Any]]] = {
@@ -38,7 +39,11 @@ def read_files(stage: str, files: Files) -> tuple[list[Any], list[Any] | None]:
 
 
 def train_into(encoder: Encoder, step: Step, rows: Sequence[Any], held_out: Sequence[Any] | None, out: Path) -> None:
-    """Train `encoder` in place, from its last checkpoint if there is one; write `out`, then drop the checkpoints."""
+    """Train `encoder` in place, from its last checkpoint if there is one; write `out`, then drop the checkpoints.
+
+    Of the processes of a launch the first one writes; the others come back when it has.
+    """
+    where = place()
     checkpoints = checkpoints_of(out)
     TRAIN[step.stage](
         encoder,
@@ -48,8 +53,10 @@ def train_into(encoder: Encoder, step: Step, rows: Sequence[Any], held_out: Sequ
         checkpoint_dir=checkpoints,
         resume=checkpoints.exists(),
     )
-    encoder.save_pretrained(out)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    if where.main:
+        encoder.save_pretrained(out)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    wait(where)
 
 
 def head_from(base: str, encoder: Encoder) -> Head:

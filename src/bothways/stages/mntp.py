@@ -22,6 +22,7 @@ from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token,
 from bothways.training.randomness import seed_everything
 from bothways.training.rows import data_facts, hold_out, tokenise
 from bothways.training.settings import MNTP
+from bothways.training.task import shares
 
 WHOLE = 2**31
 """More tokens than a text has."""
@@ -134,12 +135,11 @@ class _Task:
         seed = self.settings.seed
         masked = [self.masking(self.rows[i], (seed, batch.epoch, i)) for i in batch.items]
         predicted = sum(label != NOT_PREDICTED for _, labels in masked for label in labels)
-        mine = masked[place.rank :: place.processes]
-        for number, group in enumerate(cut([len(ids) for ids, _ in mine])):
+        for number, group in enumerate(shares([len(ids) for ids, _ in masked], place, cut)):
             seed_everything(seed, batch.step, place.rank, number)
-            ids, labels = zip(*(mine[i] for i in group), strict=True)
+            ids, labels = zip(*(masked[i] for i in group.rows), strict=True)
             loss, _ = mntp_loss(self.encoder, ids, labels)
-            yield Part(loss / max(1, predicted), sum(map(len, ids)))
+            yield Part(loss * (group.weight / max(1, predicted)), sum(map(len, ids)))
 
     def scores(self, cut: Cut) -> dict[str, float]:
         """Loss in nats and accuracy over the hidden tokens of the held-out rows, always with the same masks."""
