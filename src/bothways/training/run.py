@@ -140,7 +140,7 @@ class Run:
 
     def step(self, number: int) -> Done:
         """One optimiser step, counted from 0. Raises TrainingError for a loss or gradient that is not finite."""
-        signals, failure = Signals(self.place, stop=self.asked.is_set()), None
+        signals, failure = Signals(self.place), None
         try:
             signals.loss, signals.tokens = self.memory.fits(partial(self._gradient, number), self.share.drop)
         except Exception as problem:
@@ -149,6 +149,7 @@ class Run:
             # The others wait for this process's gradient: told in the same breath, they stop too, and cleanly.
             self.share.drop()
             failure = signals.failure = problem
+        signals.stop = self.asked.is_set()
         signals.micro_batch, signals.checkpointing = self.memory.tokens, self.memory.checkpointing
         agreed = signals.agree(self.share.settle, self.task.encoder.device)
         if failure is not None:
