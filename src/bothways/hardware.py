@@ -17,6 +17,9 @@ ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 EAGER_TOKENS = 512
 """Longest row for which eager attention is chosen."""
+CPU_TOKENS = 2048
+GPU_TOKENS = 16384
+"""Tokens of one forward and backward pass in training."""
 VARLEN_DIM = 256
 """Widest attention head that flash kernels compute."""
 
@@ -42,6 +45,14 @@ class Kernel:
     """The attention implementation, as transformers names it, and why."""
 
     value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tokens that go through the model at once, and why."""
+
+    value: int
     why: str
 
 
@@ -102,6 +113,15 @@ def choose_training_attention(own: str, device: torch.device, longest: int) -> K
     if own == "sdpa" and device.type == "cpu" and longest <= EAGER_TOKENS:
         return Kernel("eager", f"faster backward pass on CPU for rows of at most {EAGER_TOKENS} tokens")
     return Kernel(own, "as the model was loaded")
+
+
+def choose_tokens_per_batch(wish: int | None, device: torch.device) -> MicroBatch:
+    """Tokens of one forward and backward pass: `wish` if one is given, else what is fast on the device."""
+    if wish is not None:
+        return MicroBatch(wish, "asked for")
+    if device.type == "cpu":
+        return MicroBatch(CPU_TOKENS, "its activations stay near the CPU's cache")
+    return MicroBatch(GPU_TOKENS, "a first guess, halved where the memory runs out")
 
 
 def runs_varlen(query: torch.Tensor, value: torch.Tensor) -> bool:

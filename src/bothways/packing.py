@@ -112,6 +112,17 @@ def packing(model: PreTrainedModel) -> Iterator[Packing]:
         _set_implementation(model, own)
 
 
+@contextmanager
+def packing_of_copy(model: PreTrainedModel, twin: nn.Module) -> Iterator[None]:
+    """Within it `token_states` packs the rows for `twin` too, a copy of `model`, if it does so for `model`."""
+    if model in _PACKS:
+        _PACKS.add(twin)
+    try:
+        yield
+    finally:
+        _PACKS.discard(twin)
+
+
 def token_states(model: PreTrainedModel, rows: Rows, pad_id: int) -> Float[Tensor, "tokens dim"]:
     """The last hidden state of every token of the rows, row after row, on the model's device.
 

@@ -16,7 +16,8 @@ from bothways import MNTP, Encoder, SimCSE, Supervised, convert, mntp, simcse, s
 from bothways.data import Example
 from bothways.errors import TrainingError
 from bothways.stages.mntp import _Task
-from bothways.training import checkpoint, loop
+from bothways.training import checkpoint
+from bothways.training.run import Done, Run
 from bothways.training.settings import Training
 
 STAGES: dict[str, tuple[Callable, Training]] = {
@@ -54,17 +55,17 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     """CPU, float32, the same threads, dropout on: every weight is bit for bit the same."""
     whole = run(stage, tiny_llama_folder, real_texts)
-    real_step = loop._Run._step
+    real_step = Run.step
 
-    def die_after_three(self: loop._Run, step: int) -> tuple[float, int]:
+    def die_after_three(self: Run, step: int) -> Done:
         if step == 3:
             raise RuntimeError("power cut")
         return real_step(self, step)
 
-    monkeypatch.setattr(loop._Run, "_step", die_after_three)
+    monkeypatch.setattr(Run, "step", die_after_three)
     with pytest.raises(RuntimeError, match="power cut"):
         run(stage, tiny_llama_folder, real_texts, checkpoint_dir=tmp_path)
-    monkeypatch.setattr(loop._Run, "_step", real_step)
+    monkeypatch.setattr(Run, "step", real_step)
     assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000002.pt"]
     torch.rand(17), random.random(), np.random.rand()
     resumed = run(stage, tiny_llama_folder, real_texts, checkpoint_dir=tmp_path, resume=True)
@@ -135,20 +136,20 @@ def test_everything_is_as_it_was_but_for_the_weights(tiny_llama_folder: Path, re
 def test_ctrl_c_writes_a_checkpoint_and_goes_on_to_the_caller(
     tiny_llama_folder: Path, real_texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_step = loop._Run._step
+    real_step = Run.step
 
-    def interrupted(self: loop._Run, step: int) -> tuple[float, int]:
+    def interrupted(self: Run, step: int) -> Done:
         if step == 0:
             signal.raise_signal(signal.SIGINT)
         return real_step(self, step)
 
-    monkeypatch.setattr(loop._Run, "_step", interrupted)
+    monkeypatch.setattr(Run, "step", interrupted)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run("mntp", tiny_llama_folder, real_texts, {"held_out_items": 0}, checkpoint_dir=tmp_path)
     assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000001.pt"]
     assert signal.getsignal(signal.SIGINT) is before
-    monkeypatch.setattr(loop._Run, "_step", real_step)
+    monkeypatch.setattr(Run, "step", real_step)
     alone = {"held_out_items": 0}
     resumed = run("mntp", tiny_llama_folder, real_texts, alone, checkpoint_dir=tmp_path, resume=True)
     assert same(resumed, run("mntp", tiny_llama_folder, real_texts, alone))

@@ -44,7 +44,7 @@ assert not {"torch", "peft", "transformers"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        'MNTP(schedule=\'step\'): expected one of "cosine", "linear", "constant".',
+        'MNTP(schedule=\'step\'): expected one of "cosine", "linear", "constant", "wsd".',
         "MNTP(steps=2.5): expected a whole number, 1 <= steps.",
         "MNTP(learning_rate='high'): expected 0 < learning_rate.",
         "MNTP(seed=True): expected a whole number, 0 <= seed.",

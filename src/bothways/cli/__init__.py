@@ -44,13 +44,17 @@ def _main(arguments: list[str]) -> int:
     if verb not in VERBS:
         print(f'bothways: unknown command "{verb}". {did_you_mean(verb, VERBS)}', file=sys.stderr)
         return 2
+    # Under a launcher each process speaks for itself: only the one that fails knows why.
+    who = f"process {os.environ.get('RANK', '?')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     try:
         _run(verb, rest)
+        if who:
+            import_module("bothways.training.processes").end()
     except BothwaysError as problem:
-        print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
+        print(f"{who}{type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(f"{who}interrupted", file=sys.stderr, flush=True)
         return 130
     return 0
 

@@ -40,11 +40,12 @@ def run(recipe: Positional[Path], out: Path) -> None:
     """
     from bothways.recipe import read
     from bothways.recipe import run as run_recipe
+    from bothways.training.processes import place
 
     checked = read(recipe)
     quiet()
     rows = run_recipe(checked, out)
-    if rows:
+    if rows and place().main:
         tables.show(f"{recipe.stem}: scores after every stage", rows)
 
 

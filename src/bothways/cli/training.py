@@ -99,14 +99,17 @@ def _train(
     from bothways.folders import refuse_taken
     from bothways.recipe.reader import Files, Step
     from bothways.recipe.stage import checkpoints_of, head_from, read_files, train_into
+    from bothways.training.processes import place
 
+    # First of all: where several processes were launched, this one learns which device is its own.
+    main = place().main
     refuse_taken(files.out)
     checkpoints = checkpoints_of(files.out)
     if checkpoints.exists() and not files.resume:
         raise ConfigError(
             f"{checkpoints} holds an interrupted run. Go on with --resume, or delete it, or name another --out."
         )
-    if files.resume and not checkpoints.exists():
+    if files.resume and main and not checkpoints.exists():
         say(f"{checkpoints}: no checkpoint there, starting from the first step")
     column = files.column if isinstance(files, TextInput) else TEXT
     data, held_out = ([as_source(item, column) for item in flat(given)] for given in (files.data, files.held_out))
@@ -117,4 +120,5 @@ def _train(
     if base is not None:
         encoder.head = head_from(base, encoder)
     train_into(encoder, step, rows, held_out_rows, files.out)
-    say(f"{stage}: written to {files.out}")
+    if main:
+        say(f"{stage}: written to {files.out}")

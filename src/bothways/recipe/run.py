@@ -18,6 +18,7 @@ from bothways.recipe.reader import Recipe, Step
 from bothways.recipe.stage import Given, amount, checkpoints_of, fingerprint_of, read_files, train_into
 from bothways.stages.convert import convert
 from bothways.training.loop import NOT_IDENTITY as NOT_IN_NUMBERS
+from bothways.training.processes import place, wait
 
 FILE = "recipe.json"
 """In the folder of a run: what each stage was made from, to be compared at the next run."""
@@ -46,25 +47,34 @@ def run(recipe: Recipe, out: str | Path) -> list[dict[str, Cell]]:
     Returns the scores of all stages and of tf-idf, one row per task and encoder; they stand in each folder's
     bothways.json too. Raises ConfigError if `out` holds stages that the recipe no longer describes.
     """
-    out = Path(out)
+    out, where = Path(out), place()
     plan = _plan(recipe, out)
     _check_unchanged(plan, _recorded(out), recipe.path.name)
     tasks = [read_task(path) for path in recipe.tasks]
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / FILE, {stage.folder.name: stage.identity for stage in plan})
+    there = [stage.folder.exists() for stage in plan]
+    # From here on the first process writes, and what the others have looked at must be what it found.
+    wait(where)
+    if where.main:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / FILE, {stage.folder.name: stage.identity for stage in plan})
     found = {}
     for number, stage in enumerate(plan):
-        if stage.folder.exists():
+        if there[number]:
             _say(f"{stage.folder}: done, skipped")
         elif stage.step is None:
             _say(f"{stage.folder}: converting {recipe.base}")
-            convert(recipe.base, recipe.convert).save_pretrained(stage.folder)
+            if where.main:
+                convert(recipe.base, recipe.convert).save_pretrained(stage.folder)
+            wait(where)
         else:
             again = "going on" if stage.begun else "starting"
             _say(f"{stage.folder}: {again} with {amount(stage.rows)}")
             # From the folder, not from memory: then a run in one go and a run in pieces are the same.
             train_into(_load(recipe, plan[number - 1].folder), stage.step, stage.rows, stage.held_out, stage.folder)
-        found[stage.folder.name] = _measure(recipe, stage.folder, tasks)
+        if where.main:
+            _measure(recipe, stage.folder, tasks)
+        wait(where)
+        found[stage.folder.name] = _scores(stage.folder)
     return _table(tasks, found)
 
 
@@ -127,8 +137,8 @@ def _load(recipe: Recipe, folder: Path) -> Encoder:
     )
 
 
-def _measure(recipe: Recipe, folder: Path, tasks: Sequence[Task]) -> dict[str, dict[str, float]]:
-    """The scores of a stage: those in its bothways.json or, if these are of other tasks, new ones, written there."""
+def _measure(recipe: Recipe, folder: Path, tasks: Sequence[Task]) -> None:
+    """Write the scores of a stage into its bothways.json, unless those of the same tasks stand there."""
     marks = {task.name: _fingerprint(path) for task, path in zip(tasks, recipe.tasks, strict=True)}
     settings, record = provenance.read(folder)
     last = dict(record.stages[-1])
@@ -137,7 +147,10 @@ def _measure(recipe: Recipe, folder: Path, tasks: Sequence[Task]) -> dict[str, d
         encoder = _load(recipe, folder)
         last |= {"scores": {task.name: score(encoder, task) for task in tasks}, "tasks": marks}
         provenance.write(folder, settings, replace(record, stages=(*record.stages[:-1], last)))
-    scores: dict[str, dict[str, float]] = last.get("scores", {})
+
+
+def _scores(folder: Path) -> dict[str, dict[str, float]]:
+    scores: dict[str, dict[str, float]] = provenance.read(folder)[1].stages[-1].get("scores", {})
     return scores
 
 
@@ -161,4 +174,5 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    if place().main:
+        print(message, file=sys.stderr, flush=True)

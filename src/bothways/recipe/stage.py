@@ -16,6 +16,7 @@ from bothways.stages.mntp import mntp
 from bothways.stages.simcse import simcse
 from bothways.stages.supervised import supervised
 from bothways.training.mask_row import recorded_row
+from bothways.training.processes import place, wait
 
 TRAIN: dict[str, Callable[..., Encoder]] = {"mntp": mntp, "simcse": simcse, "supervised": supervised}
 READ: dict[str, Callable[..., data.Rows[Any]]] = {"simcse": data.read_texts, "supervised": data.read_examples}
@@ -58,7 +59,11 @@ def amount(rows: Given) -> str:
 
 
 def train_into(encoder: Encoder, step: Step, rows: Given, held_out: Given | None, out: Path) -> None:
-    """Train `encoder` in place, from its last checkpoint if there is one; write `out`, then drop the checkpoints."""
+    """Train `encoder` in place, from its last checkpoint if there is one; write `out`, then drop the checkpoints.
+
+    Of the processes of a launch the first one writes; the others come back when it has.
+    """
+    where = place()
     checkpoints = checkpoints_of(out)
     TRAIN[step.stage](
         encoder,
@@ -68,8 +73,10 @@ def train_into(encoder: Encoder, step: Step, rows: Given, held_out: Given | None
         checkpoint_dir=checkpoints,
         resume=checkpoints.exists(),
     )
-    encoder.save_pretrained(out)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    if where.main:
+        encoder.save_pretrained(out)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    wait(where)
 
 
 def head_from(base: str, encoder: Encoder) -> Head:

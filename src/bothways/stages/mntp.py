@@ -26,6 +26,7 @@ from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token
 from bothways.training.randomness import seed_everything
 from bothways.training.rows import data_facts, hold_out_tokens, items_of, read_tokens
 from bothways.training.settings import MNTP
+from bothways.training.task import shares
 from bothways.training.tokens import Blocks, Tokens
 from bothways.training.words import words_of
 
@@ -67,9 +68,9 @@ def mntp(
 def _measure_mean(task: _Task) -> None:
     """Add to the record what the held-out rows say of the mean with the weights from before the stage."""
     encoder = task.encoder
-    with packing(encoder.model) as packed:
-        scores = task.scores(partial(packed.groups, tokens=task.settings.tokens_per_batch))
     *before, stage = encoder.record.stages
+    with packing(encoder.model) as packed:
+        scores = task.scores(partial(packed.groups, tokens=stage["settings"]["tokens_per_batch"]))
     encoder.record = replace(encoder.record, stages=(*before, {**stage, "held_out_merged_back": scores}))
 
 
@@ -157,12 +158,11 @@ class _Task:
         seen = zip(batch.items, batch.visits, strict=True)
         masked = [self.masking(self.rows[i], (seed, visit, i), rate) for i, visit in seen]
         predicted = sum(int(np.count_nonzero(labels != NOT_PREDICTED)) for _, labels in masked)
-        mine = masked[place.rank :: place.processes]
-        for number, group in enumerate(cut([len(ids) for ids, _ in mine])):
+        for number, group in enumerate(shares([len(ids) for ids, _ in masked], place, cut)):
             seed_everything(seed, batch.step, place.rank, number)
-            ids, labels = zip(*(mine[i] for i in group), strict=True)
+            ids, labels = zip(*(masked[i] for i in group.rows), strict=True)
             loss, _ = mntp_loss(self.encoder, ids, labels)
-            yield Part(loss / max(1, predicted), sum(map(len, ids)))
+            yield Part(loss * (group.weight / max(1, predicted)), sum(map(len, ids)))
 
     def scores(self, cut: Cut) -> dict[str, float]:
         """Loss in nats and accuracy over the hidden tokens of the held-out rows, always with the same masks.

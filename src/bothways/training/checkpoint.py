@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ from torch import nn
 from bothways.errors import TrainingError
 
 KEPT = 2
-PATTERN = "step-*.pt"
+FACTS = "run.pt"
+"""In a folder of shards: what is not a tensor of the model."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
@@ -24,41 +28,81 @@ def save(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     path = folder / f"step-{step:08d}.pt"
     partial = path.with_suffix(".partial")
     try:
-        with partial.open("wb") as stream:
-            torch.save({**state, "step": step}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        _write({**state, "step": step}, partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    for old in found(folder)[:-KEPT]:
-        old.unlink()
+    _flush(folder)
+    _rotate(folder)
+    return path
+
+
+def save_shards(
+    folder: Path,
+    step: int,
+    state: Mapping[str, Any],
+    write: Callable[[Path], None],
+    *,
+    main: bool,
+    wait: Callable[[], None],
+) -> Path:
+    """The same with a folder in which every process writes its part by `write`. `wait` until all have come so far."""
+    path = folder / f"step-{step:08d}.shards"
+    partial = path.with_suffix(".partial")
+    if main:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    wait()
+    write(partial)
+    wait()
+    if main:
+        _write({**state, "step": step}, partial / FACTS)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(partial, path)
+        _flush(folder)
+        _rotate(folder)
+    wait()
     return path
 
 
 def found(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the earliest first."""
-    return sorted(folder.glob(PATTERN))
+    return sorted(path for path in folder.glob("step-*") if path.suffix in (".pt", ".shards"))
 
 
-def load(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The last checkpoint, or None where there is none.
+def load(
+    folder: Path, identity: Mapping[str, Any], say: Callable[[str], None] = lambda message: None
+) -> dict[str, Any] | None:
+    """The last checkpoint that can be read, its "path" with it, or None where there is none.
 
-    Raises TrainingError, naming the first field, if it was written under another `identity` (settings, data, weights).
+    One that is damaged is passed over, which is said. Raises TrainingError if all are, or, naming the first field, if
+    it was written under another `identity` (settings, data, weights).
     """
     paths = found(folder)
-    if not paths:
-        return None
-    state: dict[str, Any] = torch.load(paths[-1], map_location="cpu", weights_only=True)
-    written = state["identity"]
-    for name in dict.fromkeys([*identity, *written]):
-        then, now = written.get(name), identity.get(name)
-        if then != now:
-            raise TrainingError(
-                f"{paths[-1]} cannot be resumed: {name} was {then!r} and is now {now!r}. "
-                "Go on with what it was, or start anew without --resume in another folder."
-            )
-    return state
+    for path in reversed(paths):
+        try:
+            facts = path / FACTS if path.is_dir() else path
+            state: dict[str, Any] = torch.load(facts, map_location="cpu", weights_only=True)
+            written = state["identity"]
+        except Exception as problem:  # zip, pickle and file system have each their own
+            reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+            say(f"{path} is damaged ({reason}) and passed over")
+            continue
+        _check(path, written, identity)
+        return {**state, "path": path}
+    if paths:
+        raise TrainingError(f"no checkpoint in {folder} can be read. Delete the folder to start from the first step.")
+    return None
+
+
+def is_full(problem: BaseException) -> bool:
+    """Whether a write failed for want of space: the disk is full, or the quota, or the largest size of a file."""
+    seen: BaseException | None = problem
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in FULL:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def identity(settings: Mapping[str, Any], **facts: Any) -> dict[str, Any]:
@@ -75,3 +119,39 @@ def fingerprint(module: nn.Module) -> str:
         sample = flat[:: max(1, flat.numel() // 64)].float().cpu().numpy()
         digest.update(f"{name} {tuple(weight.shape)}".encode() + sample.tobytes())
     return digest.hexdigest()
+
+
+def _check(path: Path, written: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    for name in dict.fromkeys([*identity, *written]):
+        then, now = written.get(name), identity.get(name)
+        if then != now:
+            raise TrainingError(
+                f"{path} cannot be resumed: {name} was {then!r} and is now {now!r}. "
+                "Go on with what it was, or start anew without --resume in another folder."
+            )
+
+
+def _write(state: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as stream:
+        torch.save(dict(state), stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _flush(folder: Path) -> None:
+    """Make the new name last through a power cut, where folders can be synchronised."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _rotate(folder: Path) -> None:
+    for old in found(folder)[:-KEPT]:
+        if old.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.unlink()

@@ -40,12 +40,17 @@ class WorkingWeights:
             master.grad = grad if master.grad is None else master.grad.add_(grad)
             weight.grad = None
 
+    def drop(self) -> None:
+        """Forget all gradients, also those of a backward pass that did not end."""
+        for name, master in self.masters.items():
+            master.grad = self._working[name].grad = None
+
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters into the weights that compute."""
-        for name, master in self.masters.items():
-            if self._working[name] is not master:
-                self._working[name].copy_(master)
+        apart = [name for name, master in self.masters.items() if self._working[name] is not master]
+        if apart:
+            torch._foreach_copy_([self._working[name] for name in apart], [self.masters[name] for name in apart])
 
     def restore(self) -> None:
         """Every weight in its own number format again, with its trained value."""

@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from bothways.errors import ConfigError
 
-Schedule = Literal["cosine", "linear", "constant"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
+CheckpointingWish = Literal["auto", "on", "off"]
 Tune = Literal["lora", "dora", "qlora", "full"]
 TrainingPrecision = Literal["auto", "fp32", "bf16"]
 MaskScheme = Literal["bert", "all"]
 MaskSchedule = Literal["fixed", "linear", "uniform"]
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,18 +26,24 @@ class Training:
     """Optimiser steps."""
     batch_size: int = 32
     """Items of one step (blocks, texts or examples), over all processes. Mathematics."""
-    tokens_per_batch: int = 8192
-    """Tokens, padding included, that go through the model at once. Memory and speed; of the result, dropout alone."""
+    tokens_per_batch: int | None = None
+    """Tokens, padding included, that go through the model at once; None: what suits the device, halved where the memory
+    runs out. Memory and speed; of the result, dropout alone."""
     learning_rate: float = 5e-5
     """Peak learning rate of AdamW."""
     warm_up: float = 0.0
     """Share of the steps in which the learning rate rises linearly to its peak."""
     schedule: Schedule = "linear"
-    """How the learning rate falls after the warm-up, to reach 0 where training ends; constant: it does not."""
+    """How the learning rate falls after the warm-up, to reach 0 where training ends; wsd: only at the very end, as
+    1 - sqrt (Hägele et al. 2024, arXiv 2405.18392); constant: it does not."""
+    decay: float = 0.2
+    """Share of the steps, the last ones, in which schedule="wsd" lets the learning rate fall."""
     weight_decay: float = 0.0
     """AdamW's weight decay, on matrices only."""
     max_grad_norm: float = 1.0
     """The gradient is scaled down to this length where it is longer; 0: never."""
+    ema_decay: float = 0.0
+    """Decay, per step, of an exponential average of the weights, which is what the stage gives; 0: the last weights."""
     tune: Tune = "lora"
     """lora: adapters on every linear layer of the decoder layers, merged at the end; dora: those, and each output's
     magnitude; qlora: lora on layers that are kept in 4 bits meanwhile (needs bothways[qlora]); full: all weights."""
@@ -47,6 +55,11 @@ class Training:
     """Dropout in front of the adapters."""
     precision: TrainingPrecision = "auto"
     """bf16: compute in bfloat16, train float32 weights; auto: that where the device is faster so, else fp32."""
+    gradient_checkpointing: CheckpointingWish = "auto"
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more time. auto:
+    off until the memory runs out with the longest row alone."""
+    compile: bool = False
+    """Compile the decoder layers with torch.compile, all but their attention: minutes at the start, faster steps."""
     max_length: int | None = None
     """Tokens read of one text during this stage; None: as the encoder does."""
     held_out_items: int = 200
@@ -55,16 +68,28 @@ class Training:
     """Steps between measurements of the held-out loss; 0: only before the first step and after the last."""
     save_every: int = 100
     """Steps between checkpoints, where there is a folder for them; the last two are kept. 0: only when interrupted."""
+    trackers: tuple[str, ...] = ()
+    """Where to report loss, learning rate, gradient norm, rate and held-out scores: tensorboard, wandb, trackio."""
+    log_dir: str | None = None
+    """Folder for what trackers write; None: beside the checkpoints, and it stays when they go."""
     seed: int = 0
     """Decides the order of the data, the masks, dropout and the adapters' start."""
 
     def __post_init__(self) -> None:
         _whole(self, "steps", low=1)
         _whole(self, "batch_size", low=1)
-        _whole(self, "tokens_per_batch", low=1)
+        if self.tokens_per_batch is not None:
+            _whole(self, "tokens_per_batch", low=1)
         _within(self, "learning_rate", low=0.0, open_low=True)
         _within(self, "warm_up", low=0.0, high=1.0)
+        _within(self, "decay", low=0.0, high=1.0)
+        if self.schedule == "wsd" and self.warm_up + self.decay > 1:
+            raise ConfigError(
+                f'{type(self).__name__}(schedule="wsd", warm_up={self.warm_up:g}, decay={self.decay:g}): expected '
+                "warm_up + decay <= 1."
+            )
         _within(self, "weight_decay", low=0.0)
+        _within(self, "ema_decay", low=0.0, high=1.0, open_high=True)
         _within(self, "max_grad_norm", low=0.0)
         _whole(self, "lora_r", low=1)
         _whole(self, "lora_alpha", low=1)
@@ -75,9 +100,14 @@ class Training:
         _whole(self, "seed", low=0)
         if self.max_length is not None:
             _whole(self, "max_length", low=1)
-        _one_of(self, "schedule", ("cosine", "linear", "constant"))
+        _one_of(self, "schedule", ("cosine", "linear", "constant", "wsd"))
         _one_of(self, "tune", ("lora", "dora", "qlora", "full"))
         _one_of(self, "precision", ("auto", "fp32", "bf16"))
+        _one_of(self, "gradient_checkpointing", ("auto", "on", "off"))
+        for name in self.trackers:
+            if name not in TRACKERS:
+                known = ", ".join(f'"{item}"' for item in TRACKERS)
+                raise ConfigError(f"{type(self).__name__}(trackers={self.trackers!r}): expected some of {known}.")
 
     def rate(self, step: int) -> float:
         """Learning rate of the step with this number, counted from 0; the step after the last would have 0."""
@@ -86,9 +116,10 @@ class Training:
             return self.learning_rate * (step + 1) / rising
         if self.schedule == "constant":
             return self.learning_rate
-        share = (step - rising) / max(1, self.steps - rising)
-        fallen = share if self.schedule == "linear" else (1 - math.cos(math.pi * share)) / 2
-        return self.learning_rate * (1 - fallen)
+        falling = round(self.decay * self.steps) if self.schedule == "wsd" else self.steps - rising
+        share = max(0.0, (step + falling - self.steps) / max(1, falling))
+        fallen = {"linear": share, "cosine": (1 - math.cos(math.pi * share)) / 2, "wsd": math.sqrt(share)}
+        return self.learning_rate * (1 - fallen[self.schedule])
 
 
 @dataclass(frozen=True, kw_only=True)

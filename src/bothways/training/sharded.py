@@ -1,0 +1,144 @@
+"""Every process holds a part of each weight: FSDP 2, `torch.distributed.fsdp.fully_shard`, as accelerate sets it up."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bothways.encoder import Encoder
+from bothways.errors import TrainingError
+from bothways.packing import packing_of_copy
+from bothways.training.precision import WorkingWeights
+from bothways.training.processes import Place, is_lost, together
+from bothways.training.sharing import Result
+
+
+class _Whole(nn.Module):
+    """All of an encoder as one module, whose forward pass is whatever is computed with it: what FSDP gets to see.
+
+    The trunk is not the whole: the head shares its weights, and must be gathered with them.
+    """
+
+    def __init__(self, model: nn.Module, head: nn.Module | None) -> None:
+        super().__init__()
+        self.model, self.head = model, head
+        self._no_split_modules = getattr(model, "_no_split_modules", None)
+
+    def forward(self, compute: Callable[[], Any]) -> Any:
+        return compute()
+
+
+class Shards:
+    """FSDP sums gradients in every backward pass, so that every process must make the same number of them."""
+
+    sharded = True
+
+    def __init__(self, whole: _Whole, place: Place) -> None:
+        self.whole, self.place = whole, place
+        self.masters = {name: weight for name, weight in whole.named_parameters() if weight.requires_grad}
+
+    def call(self, compute: Callable[[], Result]) -> Result:
+        """`compute()` as the forward pass of the sharded module."""
+        with together():
+            result: Result = self.whole(compute)
+        if not isinstance(result, Tensor) or not result.requires_grad:
+            # No backward pass will do it, and what is gathered now would be stale after the next step.
+            self.whole.reshard()  # type: ignore[operator]
+        return result
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a part's loss, summed over the processes."""
+        # FSDP takes the mean, but the losses are shares of one.
+        with together():
+            (loss * self.place.processes).backward()
+
+    def settle(self, signals: Float[Tensor, " signals"]) -> Float[Tensor, " signals"]:
+        """Sum the signals; the gradients are summed already."""
+        with together():
+            torch.distributed.all_reduce(signals)
+        return signals
+
+    def drop(self) -> None:
+        """Forget the gradients."""
+        for master in self.masters.values():
+            master.grad = None
+
+    def publish(self) -> None:
+        """Nothing: the optimiser works on the weights themselves."""
+
+
+@contextmanager
+def shards(
+    encoder: Encoder, weights: WorkingWeights, place: Place, accelerator: Any, dtype: torch.dtype
+) -> Iterator[Shards]:
+    """The encoder computes with a sharded copy of itself; at the end the trained weights are gathered into it.
+
+    The encoder's own weights wait meanwhile where they are (on the CPU), so that nothing of FSDP is left on them.
+    `accelerator` has the FSDP plugin with what the launch configuration says.
+    """
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin = accelerator.state.fsdp_plugin
+    plugin.cpu_ram_efficient_loading = False
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    model, head = encoder.model, encoder.head
+    whole = copy.deepcopy(_Whole(model, head))
+    encoder.model, encoder.head = whole.model, whole.head  # type: ignore[assignment]
+    try:
+        fsdp2_prepare_model(accelerator, whole)
+        whole.train()
+        with packing_of_copy(model, encoder.model):
+            share = Shards(whole, place)
+            yield share
+        _gather(share, weights)
+    finally:
+        encoder.model, encoder.head = model, head
+
+
+@torch.no_grad()
+def _gather(share: Shards, weights: WorkingWeights) -> None:
+    for name, master in share.masters.items():
+        with together():
+            full: Tensor = master.full_tensor()  # type: ignore[attr-defined]
+        weights.masters[name].copy_(full)
+
+
+def ready(optimiser: torch.optim.AdamW) -> None:
+    """Give the optimiser the state it has before its first step, so that there are tensors to load into."""
+    for group in optimiser.param_groups:
+        for master in group["params"]:
+            if not optimiser.state[master]:
+                optimiser.state[master] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                    "exp_avg": torch.zeros_like(master),
+                    "exp_avg_sq": torch.zeros_like(master),
+                }
+
+
+def write_shards(tensors: dict[str, dict[str, Tensor]], folder: Path) -> None:
+    """Each process writes its parts, with torch.distributed.checkpoint."""
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    save(tensors, checkpoint_id=str(folder))
+
+
+def read_shards(tensors: dict[str, dict[str, Tensor]], folder: Path) -> None:
+    """Each process reads its parts into the tensors. Raises TrainingError for a damaged file."""
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    try:
+        load(tensors, checkpoint_id=str(folder))
+    except Exception as problem:  # its own exception, and whatever a broken file makes of unpickling
+        if is_lost(problem):
+            raise
+        raise TrainingError(
+            f"{folder} cannot be read: {str(problem).splitlines()[0]}. Delete it to go on from the one before."
+        ) from None

@@ -1,0 +1,121 @@
+"""Training runs as a program of its own, to be launched, killed and starved by the tests; its jobs are JSON objects.
+
+base, texts: a folder and a file to convert and to train on. settings: of `MNTP`. out: file for the trained weights.
+checkpoints, resume: as in `mntp`. shard: share the weights by FSDP 2, which accelerate does not do on CPU.
+die: {rank, step, how} makes one process fail at a step: the name of a signal, or "raise".
+interrupted: whether this job is expected to be. memory: MiB beyond what is held at the start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+
+from bothways import MNTP, convert, mntp
+from bothways.encoder import Encoder
+from bothways.errors import BothwaysError
+from bothways.training import loop, processes, run, sharded
+
+torch.set_num_threads(1)
+
+
+def train(job: dict[str, Any]) -> Encoder:
+    encoder = convert(job["base"], dtype="float32", device="cpu")
+    texts = Path(job["texts"]).read_text(encoding="utf-8").splitlines()
+    if "memory" in job:
+        held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (held + job["memory"] * 2**20,) * 2)
+    settings = MNTP(**{"precision": "fp32", "held_out_items": 0, **job["settings"]})
+    how = {"checkpoint_dir": job.get("checkpoints"), "resume": job.get("resume", False)}
+    with shard_on_cpu(job.get("shard", False)), fail_at(**job.get("die", {"how": ""})):
+        return mntp(encoder, texts, settings, **how)
+
+
+def fail_at(how: str, rank: int = 0, step: int = 0) -> Any:
+    real = run.Run._gradient
+
+    def gradient(self: run.Run, number: int) -> tuple[float, int]:
+        if how and (self.place.rank, number) == (rank, step):
+            if how == "raise":
+                raise ValueError("this process is ill")
+            os.kill(os.getpid(), getattr(signal, how))
+        return real(self, number)
+
+    return mock.patch.object(run.Run, "_gradient", gradient)
+
+
+def shard_on_cpu(wanted: bool) -> Any:
+    """What accelerate reads from a launch configuration on GPUs, for CPU processes; and a look at what is written."""
+    from accelerate import FullyShardedDataParallelPlugin
+    from torch.distributed.tensor import DTensor
+
+    real_begin, real_write = processes.begin, sharded.write_shards
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+
+    def begin(**options: object) -> SimpleNamespace:
+        real = real_begin(**options)
+        return SimpleNamespace(
+            distributed_type="FSDP",
+            process_index=real.process_index,
+            num_processes=real.num_processes,
+            device=real.device,
+            log_with=[],
+            state=SimpleNamespace(fsdp_plugin=plugin),
+            mixed_precision="no",
+            is_main_process=real.is_main_process,
+        )
+
+    def write(tensors: dict, folder: Path) -> None:
+        for kind in ("weights", "exp_avg", "exp_avg_sq"):
+            assert tensors[kind], kind
+            assert all(isinstance(tensor, DTensor) for tensor in tensors[kind].values()), kind
+        assert all(master.to_local().numel() < master.numel() for master in tensors["weights"].values())
+        real_write(tensors, folder)
+
+    patches = mock.patch.object(loop, "begin", begin if wanted else real_begin)
+    return _both(patches, mock.patch.object(sharded, "write_shards", write if wanted else real_write))
+
+
+def _both(*patches: Any) -> Any:
+    from contextlib import ExitStack
+
+    stack = ExitStack()
+    for patch in patches:
+        stack.enter_context(patch)
+    return stack
+
+
+def main(jobs: list[dict[str, Any]]) -> None:
+    for job in jobs:
+        if job.get("interrupted"):
+            try:
+                train(job)
+            except KeyboardInterrupt:
+                continue
+            raise AssertionError("the run was not interrupted")
+        encoder = train(job)
+        if processes.place().main:
+            partial = Path(job["out"]).with_suffix(".partial")
+            torch.save({"weights": encoder.state_dict(), "stage": json.dumps(encoder.record.stages[-1])}, partial)
+            os.replace(partial, job["out"])
+        processes.wait(processes.place())
+    processes.end()
+
+
+if __name__ == "__main__":
+    try:
+        main(json.loads(sys.argv[1]))
+    except BothwaysError as problem:
+        print(f"process {os.environ.get('RANK')}: {type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
