@@ -18,7 +18,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTo
 
 from bothways.errors import ConfigError, ConversionError
 from bothways.provenance import EncoderSettings
-from bothways.training.plan import RUNTIME, StagePlan, as_plain, plan_stage, row_tokens, rows_of
+from bothways.training.plan import StagePlan, as_plain, plan_stage, row_tokens, rows_of
 from bothways.training.settings import MNTP, SimCSE, Supervised, Training
 from bothways.training.skeleton import Making
 from bothways.training.target import SHARE_OF_PEAK, Target
@@ -185,7 +185,7 @@ before = status("VmRSS")
 encoder = convert(folder)
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 mntp(encoder, texts, MNTP(**settings), show_progress=False)
-print(status("VmHWM") - before)
+print(before, status("VmHWM"))
 """
 
 
@@ -214,7 +214,7 @@ def middling(tmp_path_factory: pytest.TempPathFactory, real_texts: list[str]) ->
 
 
 def compared(folder: Path, tune: Any, block: int, rows: int, **environment: str) -> tuple[int, int, int]:
-    """Bytes that were planned, of these the allocator's, and measured, with `rows` rows at once, beyond the imports."""
+    """Bytes beyond the imports, with `rows` rows at once: planned, of these the allocator's, and measured."""
     settings: dict[str, Any] = {"steps": 2, "batch_size": rows, "tokens_per_batch": rows * block, "block_size": block}
     settings |= {"tune": tune, "precision": "fp32", "held_out_items": 0, "save_every": 0}
     done = subprocess.run(
@@ -229,7 +229,8 @@ def compared(folder: Path, tune: Any, block: int, rows: int, **environment: str)
     config = AutoConfig.from_pretrained(folder)
     plan = plan_stage("mntp", MNTP(**settings), config, EncoderSettings(), Making(torch.float32), where).as_set
     assert plan is not None
-    return plan.total - RUNTIME["cpu"], plan.parts["allocator"], int(done.stdout)
+    before, peak = map(int, done.stdout.split())
+    return plan.total - before, plan.parts["allocator"], peak - before
 
 
 # Blocks of more than 512 tokens are computed with sdpa on CPU, shorter ones with eager attention.
@@ -246,16 +247,17 @@ def test_the_plan_is_what_tensors_take_of_a_process(middling: Path, tune: str, b
     found = [compared(middling, tune, block, rows, MALLOC_MMAP_THRESHOLD_=str(2**19)) for rows in (few, many)]
     (less, less_held, less_real), (more, more_held, more_real) = found
     assert (more - more_held) - (less - less_held) == pytest.approx(more_real - less_real, rel=0.2)
-    assert more - more_held == pytest.approx(more_real, rel=0.25)
-    assert less - less_held == pytest.approx(less_real, rel=0.25)
+    assert more - more_held == pytest.approx(more_real, rel=0.15)
+    assert less - less_held == pytest.approx(less_real, rel=0.15)
 
 
 @linux
 @pytest.mark.slow
 @pytest.mark.parametrize(("tune", "block", "few", "many"), CASES)
 def test_the_plan_allows_for_the_allocator(middling: Path, tune: str, block: int, few: int, many: int) -> None:
+    """Under glibc's defaults: how many holes there are depends on the order of blocks, so that this is less exact."""
     (less, _, less_real), (more, _, more_real) = (compared(middling, tune, block, rows) for rows in (few, many))
-    assert more - less == pytest.approx(more_real - less_real, rel=0.2)
+    assert more - less == pytest.approx(more_real - less_real, rel=0.35)
     assert more == pytest.approx(more_real, rel=0.25)
 
 

@@ -25,9 +25,10 @@ from bothways.training.tracking import GRADIENTS, Kernels, counted
 FLOAT32 = 4
 SLACK = 0.05
 """What an accelerator's allocator holds beside what comes and goes, as a share of it."""
-HOLES = 0.8
-"""The same on CPU, of blocks below 32 MiB: training a Llama of 17 million weights under glibc, peaks of resident memory
-grew by 1.4 to 2.1 bytes for each byte of tensors; with MALLOC_MMAP_THRESHOLD_=65536 by 1.0, but more slowly."""
+HOLES = 0.6
+"""The same on CPU, of blocks below 32 MiB. Under glibc, with a Llama of 17 million weights, the peak of resident memory
+grew by 1.3 to 1.7 bytes (full) and 1.6 to 2.1 (lora) for each byte of tensors; where large blocks go back to the system
+at once (MALLOC_MMAP_THRESHOLD_=65536) by 1.0, but steps are slower."""
 NO_CONTENT = (RuntimeError, TypeError, ValueError, AttributeError, AssertionError, IndexError)
 """What a model's code may raise where it asks tensors for values that they do not have."""
 
