@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from bothways.errors import ConfigError
+from bothways.errors import ConfigError, did_you_mean
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -54,6 +55,50 @@ class MicroBatch:
 
     value: int
     why: str
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """What a data sheet says of one device."""
+
+    name: str
+    memory: int
+    """Bytes, a GB read as 10**9: drivers show a little more."""
+    bf16: float
+    """Dense FLOP/s of bfloat16 matrix products with float32 sums."""
+    fp32: float
+    """FLOP/s of float32 without TF32, which torch leaves off."""
+    source: str
+
+    def rate(self, dtype: torch.dtype) -> float:
+        """Peak FLOP/s of matrix products in this number format."""
+        return self.fp32 if dtype == torch.float32 else self.bf16
+
+
+_H100, _H200 = "NVIDIA H100 Tensor Core GPU data sheet, SXM", "NVIDIA H200 Tensor Core GPU data sheet, SXM"
+_A100 = "NVIDIA A100 Tensor Core GPU data sheet"
+ACCELERATORS = {
+    known.name: known
+    for known in (
+        Accelerator("h100", 80 * 10**9, 989.4e12, 66.9e12, _H100),
+        Accelerator("h200", 141 * 10**9, 989.4e12, 66.9e12, _H200),
+        Accelerator("a100-40", 40 * 10**9, 312e12, 19.5e12, _A100),
+        Accelerator("a100-80", 80 * 10**9, 312e12, 19.5e12, _A100),
+        Accelerator("l4", 24 * 10**9, 121e12, 30.3e12, "NVIDIA L4 Tensor Core GPU data sheet"),
+        Accelerator("l40s", 48 * 10**9, 362.05e12, 91.6e12, "NVIDIA L40S data sheet"),
+        Accelerator("rtx4090", 24 * 10**9, 165.2e12, 82.6e12, "NVIDIA Ada GPU Architecture white paper, appendix A"),
+        Accelerator("b200", 180 * 10**9, 2250e12, 75e12, "NVIDIA HGX B200 data sheet, an eighth of the board"),
+        Accelerator("mi300x", 192 * 10**9, 1307.4e12, 163.4e12, "AMD Instinct MI300X data sheet"),
+    )
+}
+"""Devices that can be planned for without being there. Rates with sparsity, twice as high, are not used."""
+
+
+def accelerator(name: str) -> Accelerator:
+    """The device of this name. Raises ConfigError that names the nearest for an unknown one."""
+    if name not in ACCELERATORS:
+        raise ConfigError(f'"{name}" is no accelerator that is known here. {did_you_mean(name.lower(), ACCELERATORS)}')
+    return ACCELERATORS[name]
 
 
 def choose_device(wish: str | torch.device | None = None) -> Device:
@@ -176,3 +221,26 @@ def peak_memory_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a device; of the CPU, what this machine has, or its control group may use."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    allowed = limit.read_text().strip() if limit.exists() else "max"
+    return min(memory, int(allowed)) if allowed.isdecimal() else memory
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
+    """FLOP/s of large square matrix products, measured now: the best of those done in `seconds`."""
+    side = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
+    best, begun = float("inf"), time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        since = time.perf_counter()
+        # A value that is read back has been computed.
+        (left @ right)[0, 0].item()
+        best = min(best, time.perf_counter() - since)
+    return 2 * side**3 / best

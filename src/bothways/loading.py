@@ -51,8 +51,8 @@ class Wish:
         return device, arguments | dict(self.model_kwargs or {})
 
 
-def resolve(name: str | Path, revision: str | None = None) -> Path:
-    """The local folder of a name: itself, the embedded decoder, or a snapshot from the hub.
+def resolve(name: str | Path, revision: str | None = None, *, only: list[str] | None = None) -> Path:
+    """The local folder of a name: itself, the embedded decoder, or a snapshot from the hub (`only` these files).
 
     Raises DataError if it is no folder and the hub does not have it, or cannot be reached.
     """
@@ -68,7 +68,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
 
     ignored = ["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*", "onnx/*", "openvino/*"]
     try:
-        return Path(snapshot_download(str(name), revision=revision, ignore_patterns=ignored))
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=only, ignore_patterns=ignored))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(

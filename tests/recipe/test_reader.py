@@ -154,3 +154,9 @@ def test_an_empty_recipe_is_refused(folder: Path, content: str) -> None:
 def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read(tmp_path / "recipe.yaml")
+
+
+def test_a_recipe_can_be_read_before_its_data_are_there(tmp_path: Path) -> None:
+    recipe = read(write(tmp_path, GOOD), files_exist=False)
+    assert recipe.steps[0].files.data == (tmp_path / "texts.txt",)
+    assert recipe.tasks == (tmp_path / "pairs.jsonl",)

@@ -22,9 +22,9 @@ class _WrongError(Exception):
 class Document:
     """One YAML file, held as nodes, which know their lines."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises ConfigError for a file that is missing, empty or not YAML."""
-        self.path = path
+    def __init__(self, path: Path, *, files_exist: bool = True) -> None:
+        """Raises ConfigError for a file that is missing, empty or not YAML. `files_exist`: those it names must."""
+        self.path, self.files_exist = path, files_exist
         try:
             text = path.read_text(encoding="utf-8")
             root = yaml.compose(text, Loader=yaml.SafeLoader)

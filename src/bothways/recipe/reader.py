@@ -59,13 +59,13 @@ class Recipe:
     tasks: tuple[Path, ...]
 
 
-def read(path: str | Path) -> Recipe:
-    """The recipe in a YAML file; paths in it are relative to the file.
+def read(path: str | Path, *, files_exist: bool = True) -> Recipe:
+    """The recipe in a YAML file; paths in it are relative to the file. `files_exist=False`: data may be missing yet.
 
     Raises ConfigError with file, line and key for whatever is unknown, missing or of a wrong type or value.
     """
     path = Path(path)
-    document = Document(path)
+    document = Document(path, files_exist=files_exist)
     top = document.mapping(document.root, "the recipe", TOP)
     if "base" not in top:
         document.fail(document.root, '"base" is missing. Name a decoder: a folder, a hub id, or "embedded".')
@@ -143,6 +143,6 @@ def _source(document: Document, node: yaml.Node, where: str) -> Source:
 def _existing(document: Document, node: yaml.Node, where: str) -> Path:
     name: Path = document.value(node, Path, where, "the recipe")
     path = document.path.parent / name
-    if not path.exists():
+    if document.files_exist and not path.exists():
         document.fail(node, f"{where}: {name} does not exist. Paths are relative to the recipe's folder.")
     return path
