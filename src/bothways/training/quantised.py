@@ -42,7 +42,7 @@ def four_bit(
 
 
 def _packed(layer: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
     own, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
     matrix = own.data.T.contiguous() if isinstance(layer, Conv1D) else own.data
