@@ -59,15 +59,6 @@ def test_a_good_recipe_becomes_typed_settings(folder: Path) -> None:
     assert recipe.tasks == (folder / "pairs.jsonl",)
 
 
-@pytest.mark.parametrize(("written", "rates"), [("[0.15, 5e-1]", (0.15, 0.5)), ("0.3", (0.3,)), ("[]", ())])
-def test_mask_rates_are_a_list_or_one_number(folder: Path, written: str, rates: tuple[float, ...]) -> None:
-    more = f"steps: 20\n      held_out_rates: {written}\n      mask_schedule: linear\n      mask_rate_end: 0.4"
-    settings = read(write(folder, GOOD.replace("steps: 20", more))).steps[0].settings
-    assert isinstance(settings, MNTP)
-    assert settings.held_out_rates == rates
-    assert settings.mask_rate_of(settings.steps - 1) == pytest.approx(0.4)
-
-
 def test_a_base_beside_the_recipe_is_found_there(folder: Path) -> None:
     (folder / "llama").mkdir()
     assert read(write(folder, "base: llama\n")).base == str(folder / "llama")
@@ -132,3 +123,12 @@ def test_an_empty_recipe_is_refused(folder: Path, content: str) -> None:
 def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         read(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(("written", "rates"), [("[0.15, 5e-1]", (0.15, 0.5)), ("0.3", (0.3,)), ("[]", ())])
+def test_mask_rates_are_a_list_or_one_number(folder: Path, written: str, rates: tuple[float, ...]) -> None:
+    more = f"steps: 20\n      held_out_rates: {written}\n      mask_schedule: linear\n      mask_rate_end: 0.4"
+    settings = read(write(folder, GOOD.replace("steps: 20", more))).steps[0].settings
+    assert isinstance(settings, MNTP)
+    assert settings.held_out_rates == rates
+    assert settings.mask_rate_of(settings.steps - 1) == pytest.approx(0.4)
