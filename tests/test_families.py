@@ -103,6 +103,26 @@ def test_convert_save_load_mntp_save_load_supervised(family: Path, real_texts: l
     assert np.isfinite(done.record.stages[-1]["loss"])
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_dora_with_a_mask_row_of_its_own_merged_back(family: Path, real_texts: list[str], tmp_path: Path) -> None:
+    settings = MNTP(
+        **QUICK, steps=3, block_size=32, lora_r=4, learning_rate=5e-3, tune="dora", mask_token="new", merge_back=0.25
+    )
+    encoder = convert(family, attn_implementation="eager")
+    encoder.save_pretrained(tmp_path / "0")
+    start, rows = gates(encoder), encoder.model.get_input_embeddings().weight.shape[0]
+    mntp(encoder, real_texts[:30], settings, show_progress=False).save_pretrained(tmp_path / "1")
+    opened = Encoder.from_pretrained(tmp_path / "1", attn_implementation="eager")
+    assert opened.model.get_input_embeddings().weight.shape[0] == rows + 1
+    expected = encoder.encode(real_texts[:5])
+    np.testing.assert_allclose(opened.encode(real_texts[:5]), expected, rtol=0, atol=1e-6)
+    assert not start or gates(opened) != start
+    # The adapter is for the base as it was: texts never hold the new row.
+    base = Encoder.from_pretrained(tmp_path / "0", attn_implementation="eager")
+    base.model = PeftModel.from_pretrained(base.model, str(tmp_path / "1" / "adapter")).eval()
+    np.testing.assert_allclose(base.encode(real_texts[:5]), expected, rtol=0, atol=1e-5)
+
+
 def test_what_plain_code_cannot_reproduce_is_said(family: Path, tmp_path: Path) -> None:
     convert(family, attn_implementation="eager").save_pretrained(tmp_path / "enc")
     note = "A plain loader opens these weights causal, because part of the conversion lives in code"

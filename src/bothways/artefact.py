@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
@@ -42,7 +41,8 @@ serving engines read it. On Gemma 3 the same key halves the window, so it is not
 class Adapter:
     """The unmerged LoRA adapter of the last stage, in peft's format, for continuing elsewhere."""
 
-    config: PeftConfig
+    config: Any
+    """A PeftConfig. Not imported for its name alone: peft takes seconds, twice as many where bitsandbytes is there."""
     tensors: Mapping[str, Tensor]
 
     def write(self, folder: Path) -> None:

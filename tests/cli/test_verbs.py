@@ -56,6 +56,18 @@ def test_every_verb_leaves_a_complete_encoder_that_knows_its_past(encoders: Path
     assert not list(encoders.glob("*.checkpoints"))
 
 
+def test_rates_and_words_of_mntp_are_flags(encoders: Path, data: Path, tmp_path: Path) -> None:
+    flags = ("--held-out-rates", "0.15", "0.5", "--mask-schedule", "linear", "--mask-rate-end", "0.4", "--whole-words")
+    files = ("--data", data / "texts0.txt", "--held-out", data / "texts1.txt", "--out", tmp_path / "1")
+    more = ("--mask-token", "new", "--tune", "dora", "--merge-back", "0.25", "--block-size", 32)
+    assert call("mntp", encoders / "0", *files, *TINY, *flags, *more) == 0
+    stage = Encoder.from_pretrained(tmp_path / "1").record.stages[-1]
+    assert stage["settings"]["held_out_rates"] == [0.15, 0.5]
+    assert stage["settings"]["whole_words"] is True
+    assert {"loss at 0.15", "accuracy at 0.5"} <= set(stage["held_out"]["2"]) & set(stage["held_out_merged_back"])
+    assert stage["mask_token"]["new"] is True
+
+
 def test_show_prints_stages_settings_and_certificate(encoders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("show", encoders / "3", "--certificate") == 0
     shown = capsys.readouterr().out

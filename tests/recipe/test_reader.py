@@ -101,6 +101,12 @@ def test_a_base_beside_the_recipe_is_found_there(folder: Path) -> None:
         ),
         ("steps: 20", "steps:", 'recipe.yaml line 9: "steps" in mntp is empty, expected a whole number.'),
         ("steps: 20", "mask_rate: 2", "recipe.yaml line 9: MNTP(mask_rate=2.0): expected 0 < mask_rate < 1."),
+        (
+            "steps: 20",
+            "held_out_rates: [0.2, 1.5]",
+            "recipe.yaml line 9: MNTP(held_out_rates=1.5): expected 0 < held_out_rates < 1.",
+        ),
+        ("steps: 20", "held_out_rates: [high]", '"held_out_rates" in mntp is a list, expected a number or a list of'),
         ("steps: 20", "train_head: 1", 'line 9: "train_head" in mntp is 1, expected true or false.'),
         ("steps: 20", "data: texts.txt", 'recipe.yaml line 9: "data" stands twice in mntp. Keep one.'),
         ("data: texts.txt", "data: text.txt", "line 8: data of mntp: text.txt does not exist. Paths are relative"),
@@ -158,5 +164,14 @@ def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
 
 def test_a_recipe_can_be_read_before_its_data_are_there(tmp_path: Path) -> None:
     recipe = read(write(tmp_path, GOOD), files_exist=False)
-    assert recipe.steps[0].files.data == (tmp_path / "texts.txt",)
+    assert recipe.steps[0].files.data == (Source(path=str(tmp_path / "texts.txt")),)
     assert recipe.tasks == (tmp_path / "pairs.jsonl",)
+
+
+@pytest.mark.parametrize(("written", "rates"), [("[0.15, 5e-1]", (0.15, 0.5)), ("0.3", (0.3,)), ("[]", ())])
+def test_mask_rates_are_a_list_or_one_number(folder: Path, written: str, rates: tuple[float, ...]) -> None:
+    more = f"steps: 20\n      held_out_rates: {written}\n      mask_schedule: linear\n      mask_rate_end: 0.4"
+    settings = read(write(folder, GOOD.replace("steps: 20", more))).steps[0].settings
+    assert isinstance(settings, MNTP)
+    assert settings.held_out_rates == rates
+    assert settings.mask_rate_of(settings.steps - 1) == pytest.approx(0.4)

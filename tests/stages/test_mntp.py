@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,11 @@ from bothways import MNTP, Encoder, convert, mntp
 from bothways.errors import ConfigError, DataError, TrainingError
 from bothways.packing import packing
 from bothways.stages.mntp import _Task, mntp_loss
+from bothways.training.batches import Batch
+from bothways.training.loop import Place
+from bothways.training.mask_row import make_row
 from bothways.training.masking import NOT_PREDICTED
+from bothways.training.settings import Tune
 
 SMALL = MNTP(steps=3, batch_size=4, block_size=32, learning_rate=1e-3, precision="fp32", held_out_items=20)
 
@@ -132,6 +139,80 @@ def test_settings_and_data_that_do_not_fit(encoder: Encoder, real_texts: list[st
         mntp(encoder, ["", ""], replace(SMALL, block_size=None))
     with pytest.raises(DataError, match=r"texts\[1\] is int"):
         mntp(encoder, ["a", 3], SMALL)
+
+
+@pytest.mark.parametrize(
+    "schedule", [{}, {"mask_schedule": "linear", "mask_rate_end": 0.6}, {"mask_schedule": "uniform"}]
+)
+@pytest.mark.parametrize("whole_words", [False, True])
+def test_ranks_parts_and_packing_never_change_a_mask(
+    encoder: Encoder, real_texts: list[str], schedule: dict[str, Any], whole_words: bool
+) -> None:
+    settings = replace(SMALL, steps=9, whole_words=whole_words, **schedule)
+    task = _Task(encoder, real_texts[:60], [], settings)
+    batch = Batch(step=6, epoch=2, items=[3, 1, 4, 0, 5])
+    rate = {"linear": 0.2 + 0.4 * 6 / 8, "uniform": None}.get(settings.mask_schedule, 0.2)
+    masked = {i: task.masking(task.rows[i], (settings.seed, 2, i), rate) for i in batch.items}
+    hidden = sum(int((labels != NOT_PREDICTED).sum()) for _, labels in masked.values())
+    expected, _ = mntp_loss(encoder.eval(), *zip(*masked.values(), strict=True))
+    for processes, most in ((1, 5), (3, 1), (2, 2)):
+        parts = [
+            part.loss.detach()
+            for rank in range(processes)
+            for part in task.parts(batch, Place(rank, processes), partial(in_groups, most=most))
+        ]
+        assert sum(parts).item() == pytest.approx(expected.item() / hidden, rel=1e-5)
+
+
+def in_groups(lengths: Sequence[int], most: int) -> list[list[int]]:
+    places = list(range(len(lengths)))
+    return [places[start : start + most] for start in range(0, len(places), most)]
+
+
+def test_held_out_rows_are_measured_at_every_rate_with_the_same_masks(encoder: Encoder, real_texts: list[str]) -> None:
+    settings = replace(SMALL, steps=2, held_out_rates=(0.15, 0.6), mask_schedule="uniform", learning_rate=1e-9)
+    mntp(encoder, real_texts[:90], settings, show_progress=False)
+    before, after = encoder.record.stages[-1]["held_out"].values()
+    assert list(before) == [
+        "loss", "accuracy", "loss at 0.15", "accuracy at 0.15", "loss at 0.6", "accuracy at 0.6",
+    ]  # fmt: skip
+    # Nothing was learnt, so that another mask would be the only difference.
+    assert after == pytest.approx(before, abs=1e-5)
+    fixed = _Task(encoder, real_texts[:60], real_texts[60:90], replace(SMALL, held_out_rates=(0.2,)))
+    with torch.no_grad():
+        scores = fixed.scores(partial(in_groups, most=7))
+    assert scores["loss"] == scores["loss at 0.2"]
+
+
+@pytest.mark.parametrize("tune", ["full", "lora", "dora"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merged_back_is_the_mean_of_all_that_was_trained(
+    tiny_untied_folder: Path, real_texts: list[str], tune: Tune, dtype: str
+) -> None:
+    share, precision = 0.3, {"float32": "fp32", "bfloat16": "bf16"}[dtype]
+    settings = replace(SMALL, tune=tune, train_head=True, mask_token="new", precision=precision)
+    base, whole, part = (convert(tiny_untied_folder, dtype=dtype, device="cpu") for _ in range(3))
+    make_row(base)
+    mntp(whole, real_texts[:60], settings, show_progress=False)
+    mntp(part, real_texts[:60], replace(settings, merge_back=share), show_progress=False)
+    # In bfloat16 the trained weights themselves are rounded before they can be compared.
+    slack = 1e-6 if dtype == "float32" else 2**-7
+    trained = 0
+    for (name, before), after, mean in zip(base.named_parameters(), whole.parameters(), part.parameters(), strict=True):
+        expected = torch.lerp(after.float(), before.float(), share)
+        assert (mean.float() - expected).abs().max() <= slack * after.abs().max().clamp(1), name
+        trained += not torch.equal(before, after)
+    assert trained >= 2 * 7 + 2
+    scores = part.record.stages[-1]["held_out_merged_back"]
+    assert scores["loss"] != list(part.record.stages[-1]["held_out"].values())[-1]["loss"]
+    assert "held_out_merged_back" not in whole.record.stages[-1]
+
+
+def test_the_rate_at_the_end_goes_with_its_schedule(encoder: Encoder, real_texts: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r'mask_schedule="fixed", mask_rate_end=0.4\).*Give both or neither'):
+        mntp(encoder, real_texts[:60], replace(SMALL, mask_rate_end=0.4))
+    with pytest.raises(ConfigError, match=r'mask_schedule="linear", mask_rate_end=None\)'):
+        mntp(encoder, real_texts[:60], replace(SMALL, mask_schedule="linear"))
 
 
 def test_rows_are_blocks_or_whole_texts(encoder: Encoder, real_texts: list[str]) -> None:

@@ -143,13 +143,15 @@ def test_merged_equals_applied_and_the_model_is_plain_again(encoder: Encoder) ->
     assert sorted(adapter.config.target_modules) == list(adapter.config.target_modules)
 
 
-def test_peft_itself_opens_the_adapter(encoder: Encoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tune", ["lora", "dora"])
+@pytest.mark.parametrize("merge_back", [0.0, 0.4])
+def test_peft_itself_opens_the_adapter(encoder: Encoder, tmp_path: Path, tune: Tune, merge_back: float) -> None:
     from peft import PeftModel
 
     encoder.save_pretrained(tmp_path / "base")
-    wrapper = attach(encoder.model, SETTINGS)
+    wrapper = attach(encoder.model, replace(SETTINGS, tune=tune))
     shaken(wrapper)
-    encoder.adapter = merge(wrapper, str(tmp_path / "base"))
+    encoder.adapter = merge(wrapper, str(tmp_path / "base"), merge_back=merge_back)
     encoder.save_pretrained(tmp_path / "tuned")
     with warnings.catch_warnings():
         # peft asks transformers for a property by its old name.

@@ -15,6 +15,9 @@ from bothways.training.settings import MNTP, SimCSE, Supervised
 WRONG = [
     (MNTP, {"steps": 0}, "MNTP(steps=0): expected a whole number, 1 <= steps."),
     (MNTP, {"mask_rate": 1.0}, "MNTP(mask_rate=1.0): expected 0 < mask_rate < 1."),
+    (MNTP, {"mask_rate_end": 0.0}, "MNTP(mask_rate_end=0.0): expected 0 < mask_rate_end < 1."),
+    (MNTP, {"held_out_rates": (0.2, 1.5)}, "MNTP(held_out_rates=1.5): expected 0 < held_out_rates < 1."),
+    (MNTP, {"merge_back": 1.0}, "MNTP(merge_back=1.0): expected 0 <= merge_back < 1."),
     (MNTP, {"block_size": 1}, "MNTP(block_size=1): expected a whole number, 2 <= block_size."),
     (SimCSE, {"temperature": 0.0}, "SimCSE(temperature=0.0): expected 0 < temperature."),
     (SimCSE, {"dropout": 1.0}, "SimCSE(dropout=1.0): expected 0 <= dropout < 1."),
@@ -65,6 +68,13 @@ def test_the_learning_rate_reaches_zero_right_after_the_last_step(schedule: str)
 def test_a_constant_rate_only_warms_up() -> None:
     settings = MNTP(steps=10, warm_up=0.2, schedule="constant", learning_rate=1.0)
     assert [settings.rate(step) for step in range(10)] == [0.5, *[1.0] * 9]
+
+
+def test_the_mask_rate_goes_from_its_first_value_to_its_last() -> None:
+    settings = MNTP(steps=5, mask_rate=0.1, mask_schedule="linear", mask_rate_end=0.3)
+    assert [settings.mask_rate_of(step) for step in range(5)] == pytest.approx([0.1, 0.15, 0.2, 0.25, 0.3])
+    assert MNTP(mask_rate=0.3).mask_rate_of(7) == 0.3
+    assert MNTP(mask_schedule="uniform").mask_rate_of(7) is None
 
 
 def test_every_field_says_what_it_is() -> None:

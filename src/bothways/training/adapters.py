@@ -129,7 +129,7 @@ def merge(
     With `merge_back` each weight becomes the mean of what it was, with that weight, and what the adapter makes of it;
     the adapter that is returned makes just that. `originals` are the layers, by name, that stand-ins of fewer bits
     were trained in place of: they are merged into, and take their places again.
-    Source: of `merge_back`: LM-Cocktail (Xiao et al. 2023, arXiv 2311.13534), eq. 1, with the base as the other model.
+    Source: of `merge_back`: LM-Cocktail (Xiao et al. 2023, arXiv 2311.13534), with the base as the other model.
     """
     from peft import get_peft_model_state_dict
 

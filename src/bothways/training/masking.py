@@ -94,7 +94,7 @@ class Masking:
         tokens alone loses none. Of a hidden word each token is masked, replaced or kept by a draw of its own.
 
         Source: LLM2Vec (arXiv 2404.05961), sec. 2.2; 80/10/10: Devlin et al. 2019 (arXiv 1810.04805), sec. 3.1; whole
-        words: Cui et al. 2019 (arXiv 1906.08101), sec. 2; a rate per row: Sahoo et al. 2024 (arXiv 2406.07524) and
+        words: Cui et al. 2019 (arXiv 1906.08101); a rate per row: Sahoo et al. 2024 (arXiv 2406.07524) and
         LLaDA (Nie et al. 2025, arXiv 2502.09992), without the weight 1 / rate that makes their loss a likelihood.
         """
         ids = np.asarray(row, dtype=np.int64)

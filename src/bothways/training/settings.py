@@ -142,8 +142,8 @@ class MNTP(Training):
     mask_scheme: MaskScheme = "bert"
     """bert: 80 % of the hidden tokens become the mask token, 10 % a random one, 10 % stay; all: all are masked."""
     mask_token: int | str = "auto"
-    """A token or its id. auto: the first there is of "_", the mask token, unk, the last token of the vocabulary; new:
-    a row of the embedding that no token has, trained in every stage that asks for it. The tokenizer never changes."""
+    """A token or its id (by id also one that is called so). auto: the first there is of "_", the mask token, unk, the
+    last token of the vocabulary; new: a row of the embedding that no token has, which is trained and saved."""
     train_head: bool = False
     """Train the language-model head too. One that is tied to the embedding is trained when that is: with tune=full."""
     held_out_rates: tuple[float, ...] = ()
