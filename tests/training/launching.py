@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from worker import alone
 
 WORKER = Path(__file__).with_name("worker.py")
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
@@ -17,7 +21,7 @@ SOURCE = str(Path(__file__).resolve().parents[2] / "src")
 
 def environment(**changes: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD", "LOCAL_"))}
-    path = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
+    path = os.pathsep.join(filter(None, (SOURCE, str(WORKER.parent), os.environ.get("PYTHONPATH"))))
     return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
 
 
@@ -41,6 +45,21 @@ def run(*jobs: dict[str, Any], processes: int = 1) -> tuple[int, str]:
     finally:
         process.kill()
     return process.returncode, said
+
+
+def fork(job: dict[str, Any] | None) -> Any:
+    """The job in a started process of its own, forked from one that has imported everything: an eighth of the wait.
+
+    None is no job, but starts that other process.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["worker"])
+    # The server finds what it loads beforehand by this alone.
+    with mock.patch.dict(os.environ, environment()):
+        forkserver.ensure_running()
+    process = context.Process(target=alone, args=(json.loads(json.dumps(job, default=str)),))
+    process.start()
+    return process
 
 
 def weights(job: dict[str, Any]) -> dict[str, torch.Tensor]:

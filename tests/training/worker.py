@@ -3,7 +3,8 @@
 base, texts: a folder and a file to convert and to train on. settings: of `MNTP`. out: file for the trained weights.
 checkpoints, resume: as in `mntp`. shard: share the weights by FSDP 2, which accelerate does not do on CPU.
 die: {rank, step, how} makes one process fail at a step: the name of a signal, or "raise".
-interrupted: whether this job is expected to be. memory: MiB beyond what is held at the start.
+interrupted: whether this job is expected to be. kill: see `killed`. said: file for stderr.
+memory: MiB beyond what is held at the start.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ import os
 import resource
 import signal
 import sys
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import accelerate  # noqa: F401  (what a run would import later, to be there before a fork)
+import peft  # noqa: F401
 import torch
 
 from bothways import MNTP, convert, mntp
 from bothways.encoder import Encoder
 from bothways.errors import BothwaysError
-from bothways.training import loop, processes, run, sharded
+from bothways.training import checkpoint, loop, processes, run, sharded
 
 torch.set_num_threads(1)
 
@@ -36,7 +40,8 @@ def train(job: dict[str, Any]) -> Encoder:
         resource.setrlimit(resource.RLIMIT_AS, (held + job["memory"] * 2**20,) * 2)
     settings = MNTP(**{"precision": "fp32", "held_out_items": 0, **job["settings"]})
     how = {"checkpoint_dir": job.get("checkpoints"), "resume": job.get("resume", False)}
-    with shard_on_cpu(job.get("shard", False)), fail_at(**job.get("die", {"how": ""})):
+    kill = killed(job.get("kill", ""))
+    with shard_on_cpu(job.get("shard", False)), fail_at(**job.get("die", {"how": ""})), kill:
         return mntp(encoder, texts, settings, **how)
 
 
@@ -51,6 +56,25 @@ def fail_at(how: str, rank: int = 0, step: int = 0) -> Any:
         return real(self, number)
 
     return mock.patch.object(run.Run, "_gradient", gradient)
+
+
+def killed(moment: str) -> Any:
+    """SIGKILL in the first checkpoint ("half": while it is written, "whole": before it gets its name, "named": before
+    old ones go), or at the "end" of all steps.
+    """
+    if not moment:
+        return nullcontext()
+    owner, name = {"named": (checkpoint, "_rotate"), "end": (loop, "_finish")}.get(moment, (checkpoint, "_write"))
+    real = getattr(owner, name)
+
+    def die(*arguments: Any) -> None:
+        if name == "_write":
+            real(*arguments)
+            if moment == "half":
+                os.truncate(arguments[1], arguments[1].stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return mock.patch.object(owner, name, die)
 
 
 def shard_on_cpu(wanted: bool) -> Any:
@@ -86,8 +110,6 @@ def shard_on_cpu(wanted: bool) -> Any:
 
 
 def _both(*patches: Any) -> Any:
-    from contextlib import ExitStack
-
     stack = ExitStack()
     for patch in patches:
         stack.enter_context(patch)
@@ -109,6 +131,15 @@ def main(jobs: list[dict[str, Any]]) -> None:
             os.replace(partial, job["out"])
         processes.wait(processes.place())
     processes.end()
+
+
+def alone(job: dict[str, Any] | None) -> None:
+    """One job, or none, in a process that was forked for it."""
+    if job is None:
+        return
+    with open(job["said"], "a") as said:
+        os.dup2(said.fileno(), 2)
+    main([job])
 
 
 if __name__ == "__main__":

@@ -71,9 +71,10 @@ def train(
                 try:
                     run.start(saved)
                     run.go()
+                    resolved = {**asdict(settings), **run.choices.plain()}
                 finally:
                     trackers.close()
-        _finish(task.encoder, task, {**asdict(settings), **run.choices.plain()}, run.state)
+        _finish(task.encoder, task, resolved, run.state)
     return task.encoder
 
 
