@@ -185,7 +185,7 @@ class Footprint:
 
     def _pass(self, rows: int) -> Tensor:
         """Hidden states, or vectors, of rows without padding."""
-        hidden = self.skeleton.token_states(rows, self.tokens)
+        hidden = self.skeleton.states_of(rows, self.tokens)
         if isinstance(self.settings, MNTP):
             return hidden
         keep = torch.ones(rows, self.tokens, dtype=torch.bool, device="meta")

@@ -57,7 +57,7 @@ class StagePlan:
     rows: int
     """Rows of one step, on all devices."""
     tokens_per_batch: int
-    """As the recipe has it."""
+    """As the recipe has it, or as it would be chosen."""
     as_set: Memory | None
     """With the recipe's own settings; None where it cannot be counted."""
     fitting: Pass | None
@@ -110,6 +110,8 @@ class _Plan:
         if isinstance(settings, Contrastive) and target.count > 1:
             self.notes.append(f"{stage} runs on one device: negatives are not shared between processes")
             self.target = target = replace(target, count=1, sharding="none")
+        if settings.tune == "qlora":
+            self.notes.append("the frozen layers count as they are; in 4 bits they take a quarter of bfloat16's memory")
         self.tokens = row_tokens(settings, skeleton.settings)
         self.rows = rows_of(settings)
         self.mine = math.ceil(self.rows / target.count)
@@ -144,7 +146,7 @@ class _Plan:
             devices=self.target.count,
             row_tokens=self.tokens,
             rows=self.rows,
-            tokens_per_batch=self.settings.tokens_per_batch,
+            tokens_per_batch=self.as_set.tokens_per_batch,
             as_set=as_set,
             fitting=fitting,
             fits=fits,
@@ -162,7 +164,9 @@ class _Plan:
 
     @property
     def as_set(self) -> Pass:
-        return Pass(self.settings.tokens_per_batch, bool(getattr(self.settings, "grad_cache", False)), False)
+        tokens = hardware.choose_tokens_per_batch(self.settings.tokens_per_batch, self.target.device).value
+        cached = bool(getattr(self.settings, "grad_cache", False))
+        return Pass(tokens, cached, self.settings.gradient_checkpointing == "on" and self.footprint.can_checkpoint)
 
     def per_pass(self, choice: Pass) -> int:
         """Rows of one forward pass; one that is too long for the budget goes alone."""
@@ -192,7 +196,9 @@ class _Plan:
         caches = [True] if self.as_set.grad_cache else [False, True]
         contrastive = isinstance(self.settings, Contrastive)
         ways = [(cache, False) for cache in (caches if contrastive else [False])]
-        if self.footprint.can_checkpoint:
+        if self.as_set.gradient_checkpointing:
+            ways = [(cache, True) for cache, _ in ways]
+        elif self.footprint.can_checkpoint and self.settings.gradient_checkpointing == "auto":
             ways.append((contrastive, True))
         for cache, checkpointing in ways:
             rows = self._most_rows(cache, checkpointing)
@@ -241,8 +247,8 @@ class _Plan:
         wanted = [f"tokens_per_batch: {fitting.tokens_per_batch} {most}"]
         if fitting.grad_cache and not self.as_set.grad_cache:
             wanted.append("with grad_cache: true")
-        needed = "is needed" if fitting.gradient_checkpointing else "is not needed"
-        return f"{state}; {' '.join(wanted)}; gradient checkpointing {needed}."
+        needed = "needed" if fitting.gradient_checkpointing else "not needed"
+        return f"{state}; {' '.join(wanted)}; gradient checkpointing is {needed}."
 
 
 def gib(size: float) -> str:

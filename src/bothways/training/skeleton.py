@@ -63,7 +63,7 @@ class Skeleton(Encoder):
         if settings.direction == "bidirectional":
             self.notes = _as_converted(self.model)
 
-    def token_states(self, rows: int, tokens: int) -> Tensor:
+    def states_of(self, rows: int, tokens: int) -> Tensor:
         """The last hidden states, (rows, tokens, dim), of so many rows of so many tokens, without padding."""
         ids = torch.zeros(rows, tokens, dtype=torch.long, device="meta")
         hidden: Tensor = self.model(input_ids=ids).last_hidden_state
@@ -89,9 +89,9 @@ def refuse_no_decoder(config: PreTrainedConfig) -> None:
 
 def prepared(skeleton: Skeleton, settings: Training, dtype: torch.dtype) -> WorkingWeights:
     """Makes the skeleton ready as `tuning.tuned` does an encoder, but for good: a skeleton serves one stage."""
-    tuning._choose(skeleton, settings)
+    tuning.choose(skeleton, settings)
     with torch.device("meta"):
-        if settings.tune == "lora":
+        if settings.tune != "full":
             adapters.attach(skeleton.model, settings)
     weights = WorkingWeights(skeleton, dtype)
     skeleton.train()

@@ -31,7 +31,7 @@ def tuned(encoder: Encoder, settings: Training, dtype: torch.dtype) -> Iterator[
     untrained: dict[str, Tensor] = {}
     with _packed(encoder, settings, dtype) as originals:
         try:
-            _choose(encoder, settings)
+            choose(encoder, settings)
             if settings.tune != "full":
                 wrapper = adapters.attach(model, settings, originals)
                 row = _mask_row(encoder, settings)
@@ -83,7 +83,8 @@ def _mix(weights: WorkingWeights, untrained: Mapping[str, Tensor], share: float)
         weights.masters[name].lerp_(value.to(weights.masters[name].device), share)
 
 
-def _choose(encoder: Encoder, settings: Training) -> None:
+def choose(encoder: Encoder, settings: Training) -> None:
+    """Say of every weight whether it is trained; adapters come on top. Raises ConfigError for a tied, frozen head."""
     for weight in encoder.parameters():
         weight.requires_grad_(False)
     if settings.tune == "full":
