@@ -18,7 +18,7 @@ from benchmarks.recurrence import say, unlabelled
 BLOCK, BATCH = 128, 32
 TRAINED, HELD_OUT = 16_000, 600
 """Paragraphs of each run."""
-SIMCSE_STEPS = 60
+SIMCSE_STEPS = 40
 CAUSAL, SKIPPED, LEARNT = "causal, as it came", "converted, MNTP skipped", "converted, MNTP"
 
 
