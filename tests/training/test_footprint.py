@@ -18,7 +18,7 @@ from bothways.stages.mntp import mntp
 from bothways.stages.simcse import simcse
 from bothways.training import losses
 from bothways.training.footprint import Footprint, UncountableError
-from bothways.training.loop import _Run
+from bothways.training.run import Done, Run
 from bothways.training.settings import MNTP, SimCSE, Supervised, Training
 from bothways.training.skeleton import Making, Skeleton
 from bothways.training.tracking import Live
@@ -40,12 +40,12 @@ def footprint(made: Skeleton, settings: Training, rows: int, tokens: int, device
 def measured(monkeypatch: pytest.MonkeyPatch, train: Callable[[], Encoder]) -> tuple[int, int]:
     """Bytes at the peak of the first step of a real stage, beside weights and what trains them; and its FLOPs."""
     found: list[Live] = []
-    step = _Run._step
+    step = Run.step
 
-    def counted(self: Any, number: int) -> tuple[float, int]:
+    def counted(self: Any, number: int) -> Done:
         held = torch.nn.Module()
         held.encoder = self.task.encoder
-        held.masters = torch.nn.ParameterList(self.weights.masters.values())
+        held.masters = torch.nn.ParameterList(self.share.masters.values())
         with Live(held) as live:
             found.append(live)
             optimise = self.optimiser.step
@@ -58,7 +58,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, train: Callable[[], Encoder]) -> t
             monkeypatch.setattr(self.optimiser, "step", outside)
             return step(self, number)
 
-    monkeypatch.setattr(_Run, "_step", counted)
+    monkeypatch.setattr(Run, "step", counted)
     train()
     return found[0].peak.total(), found[0].flops
 
