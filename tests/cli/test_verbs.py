@@ -64,7 +64,7 @@ def test_rates_and_words_of_mntp_are_flags(encoders: Path, data: Path, tmp_path:
     stage = Encoder.from_pretrained(tmp_path / "1").record.stages[-1]
     assert stage["settings"]["held_out_rates"] == [0.15, 0.5]
     assert stage["settings"]["whole_words"] is True
-    assert {"loss at 0.15", "accuracy at 0.5"} <= set(stage["held_out"]["2"]) & set(stage["held_out_merged_back"])
+    assert {"loss at 0.15", "accuracy at 0.5"} <= set(stage["held_out"]["2"]) & set(stage["held_out_merged"])
     assert stage["mask_token"]["new"] is True
 
 

@@ -203,9 +203,9 @@ def test_merged_back_is_the_mean_of_all_that_was_trained(
         assert (mean.float() - expected).abs().max() <= slack * after.abs().max().clamp(1), name
         trained += not torch.equal(before, after)
     assert trained >= 2 * 7 + 2
-    scores = part.record.stages[-1]["held_out_merged_back"]
+    scores = part.record.stages[-1]["held_out_merged"]
     assert scores["loss"] != list(part.record.stages[-1]["held_out"].values())[-1]["loss"]
-    assert "held_out_merged_back" not in whole.record.stages[-1]
+    assert "held_out_merged" not in whole.record.stages[-1]
 
 
 def test_the_rate_at_the_end_goes_with_its_schedule(encoder: Encoder, real_texts: list[str]) -> None:

@@ -59,9 +59,11 @@ def test_the_stage_learns_and_its_adapter_on_the_full_weights_gives_the_folder(
 
     encoder.save_pretrained(tmp_path / "base")
     layers = {name: layer.weight.clone() for name, layer in linear_layers(encoder.model).items()}
-    mntp(encoder, real_texts[:90], replace(SETTINGS, merge_back=0.2), show_progress=False)
+    mntp(encoder, real_texts[:90], replace(SETTINGS, steps=30, merge_back=0.2), show_progress=False)
     before, after = encoder.record.stages[-1]["held_out"].values()
-    assert after["loss"] < before["loss"] - 0.05
+    assert after["loss"] < before["loss"] - 0.2
+    merged = encoder.record.stages[-1]["held_out_merged"]
+    assert 0 < abs(merged["loss"] - after["loss"]) < before["loss"] - after["loss"]
     assert encoder.adapter is not None
     scaling = SETTINGS.lora_alpha / SETTINGS.lora_r
     for name, weight in layers.items():

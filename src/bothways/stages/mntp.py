@@ -59,19 +59,22 @@ def mntp(
     settings = MNTP() if settings is None else settings
     task = _Task(encoder, texts, held_out, settings)
     train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
-    if settings.merge_back:
-        _measure_mean(task)
+    if settings.merge_back or settings.tune == "qlora":
+        _measure_merged(task)
     return encoder
 
 
 @torch.no_grad()
-def _measure_mean(task: _Task) -> None:
-    """Add to the record what the held-out rows say of the mean with the weights from before the stage."""
+def _measure_merged(task: _Task) -> None:
+    """Add to the record what the held-out rows say of the final weights, which are not those of the last step.
+
+    They are a mean with the weights from before the stage, or the adapters are no longer on layers of 4 bits.
+    """
     encoder = task.encoder
     *before, stage = encoder.record.stages
     with packing(encoder.model) as packed:
         scores = task.scores(partial(packed.groups, tokens=stage["settings"]["tokens_per_batch"]))
-    encoder.record = replace(encoder.record, stages=(*before, {**stage, "held_out_merged_back": scores}))
+    encoder.record = replace(encoder.record, stages=(*before, {**stage, "held_out_merged": scores}))
 
 
 def mntp_loss(encoder: Encoder, rows: Rows, labels: Rows) -> tuple[Float[Tensor, ""], int]:

@@ -51,7 +51,7 @@ class Words:
 
 
 def words_of(tokenizer: PreTrainedTokenizerBase) -> Words:
-    """The words of a tokenizer's vocabulary; special tokens are never part of one.
+    """The words of a tokenizer's vocabulary; special tokens neither go on with one nor let one go on.
 
     Found from the strings alone: spaces are written as themselves, by a mark (SentencePiece, byte-level BPE), or by
     marks on the tokens inside or at the end of a word (WordPiece, openai-gpt). Bytes that are a part of a character
