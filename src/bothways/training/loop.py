@@ -13,6 +13,7 @@ import torch
 from bothways import hardware
 from bothways.bidirectional.probe import probe
 from bothways.encoder import Encoder
+from bothways.errors import ConfigError
 from bothways.training import checkpoint
 from bothways.training.choices import Choices, choose_precision, choose_tokens, chosen_packing, stored
 from bothways.training.compiled import compiled
@@ -121,6 +122,11 @@ def _shared(
         with tuned(encoder, settings, dtype) as weights:
             yield Replicas(weights, place)
         return
+    if settings.tune == "qlora":
+        raise ConfigError(
+            f'{type(settings).__name__}(tune="qlora") under FSDP: layers of 4 bits are not sharded. '
+            'Use tune="lora", or replicas (torchrun without an FSDP configuration).'
+        )
     device = encoder.device
     encoder.to("cpu")
     # FSDP keeps what is trained in float32 and casts by itself.
