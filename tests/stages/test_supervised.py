@@ -42,7 +42,7 @@ def batch_loss(encoder: Encoder, settings: Supervised, rows: list[Example]) -> t
     encoder.zero_grad()
     pairs = _Rows(encoder, rows, settings).pairs(range(len(rows)), epoch=0)
     loss = 0.0
-    cut = partial(packs, tokens=settings.tokens_per_batch)
+    cut = partial(packs, tokens=settings.tokens_per_batch or 8192)
     with packing(encoder.model):
         for part in contrastive_parts("supervised", encoder, pairs, settings, (0, 0), ALONE, cut):
             part.loss.backward()
