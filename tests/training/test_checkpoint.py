@@ -15,9 +15,10 @@ IDENTITY = checkpoint.identity({"steps": 7, "schedule": "linear", "max_length": 
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "step-00000002.partial").write_bytes(b"left by a process that was killed")
     for step in (3, 20, 100):
         checkpoint.save(tmp_path, step, {"identity": IDENTITY, "weights": {"w": torch.full((3,), float(step))}})
-    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000020.pt", "step-00000100.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000020.pt", "step-00000100.pt"]
     state = checkpoint.load(tmp_path, IDENTITY)
     assert state is not None
     assert state["step"] == 100

@@ -98,14 +98,14 @@ def test_resume_refuses_other_settings_other_data_and_other_weights(
 def test_accumulation_never_changes_the_gradient(
     tiny_llama_folder: Path, real_texts: list[str], block_size: int | None
 ) -> None:
-    """Float32, no dropout: a batch of 8 rows at once, and one row at a time."""
-    changes = {"lora_dropout": 0.0, "batch_size": 8, "steps": 2, "block_size": block_size, "max_grad_norm": 0.0}
+    """Float32, no dropout, 20 steps: a batch of 4 rows at once, and one row at a time."""
+    changes = {"lora_dropout": 0.0, "batch_size": 4, "steps": 20, "block_size": block_size, "max_grad_norm": 0.0}
     found = [
         weights(run("mntp", tiny_llama_folder, real_texts, {**changes, "tokens_per_batch": tokens}))
         for tokens in (8192, 1)
     ]
     for name, at_once in found[0].items():
-        assert torch.allclose(at_once, found[1][name], atol=2e-5), name
+        assert torch.allclose(at_once, found[1][name], rtol=0, atol=1e-5), name
 
 
 def test_everything_is_as_it_was_but_for_the_weights(tiny_llama_folder: Path, real_texts: list[str]) -> None:
@@ -157,7 +157,7 @@ def test_ctrl_c_writes_a_checkpoint_and_goes_on_to_the_caller(
 
 
 def test_a_loss_that_is_not_finite_stops_the_stage(
-    tiny_llama_folder: Path, real_texts: list[str], monkeypatch: pytest.MonkeyPatch
+    tiny_llama_folder: Path, real_texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = _Task.parts
 
@@ -167,8 +167,9 @@ def test_a_loss_that_is_not_finite_stops_the_stage(
 
     monkeypatch.setattr(_Task, "parts", parts)
     with pytest.raises(TrainingError, match=r"mntp: the loss of step 3 is not finite \(loss nan\)") as caught:
-        run("mntp", tiny_llama_folder, real_texts)
+        run("mntp", tiny_llama_folder, real_texts, checkpoint_dir=tmp_path)
     assert "learning_rate (now 0.001)" in str(caught.value)
+    assert str(caught.value).endswith(f"go on from {tmp_path}/step-00000002.pt with --resume.")
 
 
 def test_an_error_leaves_a_whole_encoder(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.append(str(Path(__file__).parent))
 
-from launching import command, environment, run, weights, worst
+from launching import WORKER, command, environment, run, weights, worst
 from worker import train
 
 from bothways import Encoder, convert
@@ -142,3 +144,21 @@ def test_contrastive_stages_refuse_several_processes(base: dict[str, Path], tmp_
 
 def call(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.gpu
+def test_fsdp2_of_a_launch_configuration_equals_one_process(base: dict[str, Path], tmp_path: Path) -> None:
+    """Two GPUs, an ordinary accelerate configuration; stopped in the middle and resumed."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    settings = {"tune": "full", "max_grad_norm": 0.5}
+    alone = train({**base, "settings": {**SETTINGS, **settings}}).state_dict()
+    job_ = job(base, tmp_path / "out.pt", settings, device="cuda", checkpoints=tmp_path / "checkpoints", resume=True)
+    stop = {"die": {"rank": 1, "step": 9, "how": "SIGTERM"}, "interrupted": True}
+    launcher = ("accelerate.commands.launch", "--use_fsdp", "--fsdp_version", 2, "--num_processes", 2)
+    wrap = ("--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP", "--mixed_precision", "no", "--dynamo_backend", "no")
+    jobs = json.dumps([{**job_, **stop}, job_], default=str)
+    done = call(command(*launcher, *wrap, "--num_machines", 1, WORKER, jobs, module=True))
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step 10" in done.stderr
+    assert worst(alone, weights(job_)) <= 1e-4

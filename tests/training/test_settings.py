@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import subprocess
 import sys
 from dataclasses import fields
@@ -22,6 +23,14 @@ WRONG = [
     (SimCSE, {"temperature": 0.0}, "SimCSE(temperature=0.0): expected 0 < temperature."),
     (SimCSE, {"dropout": 1.0}, "SimCSE(dropout=1.0): expected 0 <= dropout < 1."),
     (Supervised, {"warm_up": 1.5}, "Supervised(warm_up=1.5): expected 0 <= warm_up <= 1."),
+    (MNTP, {"tokens_per_batch": 0}, "MNTP(tokens_per_batch=0): expected a whole number, 1 <= tokens_per_batch."),
+    (MNTP, {"ema_decay": 1.0}, "MNTP(ema_decay=1.0): expected 0 <= ema_decay < 1."),
+    (MNTP, {"decay": 1.2}, "MNTP(decay=1.2): expected 0 <= decay <= 1."),
+    (
+        MNTP,
+        {"schedule": "wsd", "warm_up": 0.5, "decay": 0.6},
+        'MNTP(schedule="wsd", warm_up=0.5, decay=0.6): expected warm_up + decay <= 1.',
+    ),
     (Supervised, {"negatives": -1}, "Supervised(negatives=-1): expected a whole number, 0 <= negatives."),
 ]
 
@@ -63,6 +72,15 @@ def test_the_learning_rate_reaches_zero_right_after_the_last_step(schedule: str)
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert 0 < rates[16] < 3e-3 / 10
     assert rates[17] == pytest.approx(0, abs=1e-12)
+
+
+def test_wsd_is_stable_until_its_share_is_left() -> None:
+    settings = MNTP(steps=20, warm_up=0.1, schedule="wsd", decay=0.25, learning_rate=2.0)
+    rates = [settings.rate(step) for step in range(21)]
+    assert rates[:2] == [1.0, 2.0]
+    assert rates[1:16] == [2.0] * 15
+    assert rates[15:] == pytest.approx([2 * (1 - math.sqrt(done / 5)) for done in range(6)])
+    assert rates[20] == 0
 
 
 def test_a_constant_rate_only_warms_up() -> None:

@@ -1,7 +1,8 @@
 """Training runs as a program of its own, to be launched, killed and starved by the tests; its jobs are JSON objects.
 
-base, texts: a folder and a file to convert and to train on. settings: of `MNTP`. out: file for the trained weights.
-checkpoints, resume: as in `mntp`. shard: share the weights by FSDP 2, which accelerate does not do on CPU.
+base, texts, device: a folder and a file to convert and to train on, and where. settings: of `MNTP`.
+out: file for the trained weights. checkpoints, resume: as in `mntp`.
+shard: share the weights by FSDP 2, which accelerate does not do on CPU.
 die: {rank, step, how} makes one process fail at a step: the name of a signal, or "raise".
 interrupted: whether this job is expected to be. kill: see `killed`. said: file for stderr.
 memory: MiB beyond what is held at the start.
@@ -33,7 +34,8 @@ torch.set_num_threads(1)
 
 
 def train(job: dict[str, Any]) -> Encoder:
-    encoder = convert(job["base"], dtype="float32", device="cpu")
+    processes.place()
+    encoder = convert(job["base"], dtype="float32", device=job.get("device", "cpu"))
     texts = Path(job["texts"]).read_text(encoding="utf-8").splitlines()
     if "memory" in job:
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -127,7 +129,7 @@ def main(jobs: list[dict[str, Any]]) -> None:
         encoder = train(job)
         if processes.place().main:
             partial = Path(job["out"]).with_suffix(".partial")
-            torch.save({"weights": encoder.state_dict(), "stage": json.dumps(encoder.record.stages[-1])}, partial)
+            torch.save({"weights": encoder.cpu().state_dict(), "stage": json.dumps(encoder.record.stages[-1])}, partial)
             os.replace(partial, job["out"])
         processes.wait(processes.place())
     processes.end()

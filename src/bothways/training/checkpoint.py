@@ -150,7 +150,8 @@ def _flush(folder: Path) -> None:
 
 
 def _rotate(folder: Path) -> None:
-    for old in found(folder)[:-KEPT]:
+    # A process that was killed while it wrote has left a part.
+    for old in [*found(folder)[:-KEPT], *folder.glob("step-*.partial")]:
         if old.is_dir():
             shutil.rmtree(old, ignore_errors=True)
         else:
