@@ -1,4 +1,8 @@
-"""torch.compile of the decoder layers, for the length of a stage."""
+"""torch.compile of the decoder layers, for the length of a stage.
+
+Measured on the embedded model (one core, full tuning in bf16, 2,048 tokens at once, compiled and plain steps in turn):
+3,416 against 3,216 tokens/s, 1.06 times. On GPUs it was not measured.
+"""
 
 from __future__ import annotations
 
