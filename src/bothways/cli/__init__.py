@@ -66,7 +66,8 @@ def _run(verb: str, arguments: list[str]) -> None:
     # transformers' own bars and advice would stand between the lines that matter.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Corpora are tokenised on every core; what is forked later (a compiler, a launcher's workers) tokenises nothing.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     module, summary = VERBS[verb]
     function: Callable[..., None] = getattr(import_module(f"bothways.cli.{module}"), verb)
     config = (tyro.conf.FlagCreatePairsOff,)

@@ -18,12 +18,13 @@ from bothways.training import checkpoint
 from bothways.training.choices import Choices, choose_precision, choose_tokens, chosen_packing, stored
 from bothways.training.compiled import compiled
 from bothways.training.kernel import training_attention
+from bothways.training.mask_row import NEW
 from bothways.training.memory import Memory
 from bothways.training.processes import Place, begin
 from bothways.training.progress import Show, progress
 from bothways.training.randomness import borrowed_generators, seed_everything
 from bothways.training.run import Run, Setting, State
-from bothways.training.settings import Training
+from bothways.training.settings import MNTP, Training
 from bothways.training.sharded import shards
 from bothways.training.sharing import Replicas, Share
 from bothways.training.task import Cut, Part, Task
@@ -71,6 +72,8 @@ def train(
                 run = Run(task, settings, Setting(share, memory, show, trackers, folder, identity, choices))
                 try:
                     run.start(saved)
+                    # Weights and moments of the whole model, which would stay in memory to the end.
+                    saved = None
                     run.go()
                     resolved = {**asdict(settings), **run.choices.plain()}
                 finally:
@@ -126,6 +129,11 @@ def _shared(
         raise ConfigError(
             f'{type(settings).__name__}(tune="qlora") under FSDP: layers of 4 bits are not sharded. '
             'Use tune="lora", or replicas (torchrun without an FSDP configuration).'
+        )
+    if isinstance(settings, MNTP) and settings.mask_token == NEW and settings.tune != "full":
+        raise ConfigError(
+            f'MNTP(mask_token="new", tune="{settings.tune}") under FSDP: the one row that is trained is not sharded. '
+            'Use tune="full", or replicas (torchrun without an FSDP configuration).'
         )
     device = encoder.device
     encoder.to("cpu")

@@ -106,7 +106,7 @@ class Run:
         else:
             take_up(saved["tensors"], self.share.masters, self.optimiser, self.average)
         self.share.publish()
-        if saved["choices"]["gradient_checkpointing"]:
+        if saved["choices"]["gradient_checkpointing"] and self.settings.gradient_checkpointing != "off":
             self.memory.checkpoint()
         self.state = State(saved["step"], saved["seconds"], saved["losses"], saved["held_out"])
         self.show.say(f"resumed after step {self.state.step}")

@@ -125,18 +125,24 @@ def ready(optimiser: torch.optim.AdamW) -> None:
 
 def write_shards(tensors: dict[str, dict[str, Tensor]], folder: Path) -> None:
     """Each process writes its parts, with torch.distributed.checkpoint."""
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    save(tensors, checkpoint_id=str(folder))
+    try:
+        save(tensors, checkpoint_id=str(folder))
+    except CheckpointException as problem:  # no Exception, and around what happened on each process
+        causes = [failure[0] for failure in problem.failures.values()]
+        raise next((cause for cause in causes if isinstance(cause, OSError)), OSError(str(causes))) from None
 
 
 def read_shards(tensors: dict[str, dict[str, Tensor]], folder: Path) -> None:
     """Each process reads its parts into the tensors. Raises TrainingError for a damaged file."""
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
         load(tensors, checkpoint_id=str(folder))
-    except Exception as problem:  # its own exception, and whatever a broken file makes of unpickling
+    except (Exception, CheckpointException) as problem:  # which is none, and what a broken file makes of unpickling
         if is_lost(problem):
             raise
         raise TrainingError(
