@@ -235,8 +235,10 @@ def test_a_hub_id_is_fetched_and_converted(
 ) -> None:
     asked = []
 
-    def snapshot(name: str, *, revision: str | None, ignore_patterns: list[str]) -> str:
-        asked.append((name, revision, "*.bin" in ignore_patterns))
+    def snapshot(
+        name: str, *, revision: str | None, allow_patterns: list[str] | None, ignore_patterns: list[str]
+    ) -> str:
+        asked.append((name, revision, allow_patterns is None and "*.bin" in ignore_patterns))
         return str(tiny_llama_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
