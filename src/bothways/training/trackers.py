@@ -37,8 +37,8 @@ def options(settings: Training, checkpoint_dir: Path | None) -> dict[str, Any]:
     for name in settings.trackers:
         if find_spec(name) is None:
             raise ConfigError(f'trackers={settings.trackers!r}: "{name}" is not installed: pip install {name}.')
-    name = None if checkpoint_dir is None else checkpoint_dir.name.removesuffix(".checkpoints")
-    beside = None if checkpoint_dir is None else checkpoint_dir.with_name(f"{name}.logs")
+    stem = None if checkpoint_dir is None else checkpoint_dir.name.removesuffix(".checkpoints")
+    beside = None if checkpoint_dir is None else checkpoint_dir.with_name(f"{stem}.logs")
     folder = settings.log_dir or beside
     if folder is None:
         raise ConfigError(f"trackers={settings.trackers!r}: log_dir is missing. Name the folder for what they write.")
