@@ -83,6 +83,16 @@ def gradients(model: nn.Module, states: Tensor) -> dict[str, Tensor]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
+def both_ways(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tensor], Tensor, dict[str, Tensor]]:
+    """States and gradients of the rows one by one, and packed."""
+    alone = one_by_one(model, ROWS)
+    expected = gradients(model, alone)
+    with packing(model) as how:
+        assert how.packed, how.why
+        together = token_states(model, ROWS, 0)
+        return alone, expected, together, gradients(model, together)
+
+
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", PACKED)
 def test_packed_equals_one_by_one(family: str, kernel: str) -> None:
@@ -90,12 +100,7 @@ def test_packed_equals_one_by_one(family: str, kernel: str) -> None:
     if family in ("gemma2", "gpt_oss") and kernel == "sdpa":
         pytest.skip("transformers computes softcaps and sinks in eager attention alone")
     model = tiny(family, PACKED[family], kernel)
-    alone = one_by_one(model, ROWS)
-    expected = gradients(model, alone)
-    with packing(model) as how:
-        assert how.packed, how.why
-        together = token_states(model, ROWS, 0)
-        found = gradients(model, together)
+    alone, expected, together, found = both_ways(model)
     assert (together - alone).abs().max() <= 1e-5 * alone.abs().max()
     assert found.keys() == expected.keys()
     largest = max(grad.abs().max() for grad in expected.values())
@@ -227,12 +232,7 @@ def test_packed_equals_one_by_one_on_cuda(family: str, kernel: str) -> None:
     model = tiny(family, changes, "sdpa", torch.bfloat16).cuda()
     model.set_attn_implementation(kernel)
     make_bidirectional(model)
-    alone = one_by_one(model, ROWS)
-    expected = gradients(model, alone)
-    with packing(model) as how:
-        assert how.packed, how.why
-        together = token_states(model, ROWS, 0)
-        found = gradients(model, together)
+    alone, expected, together, found = both_ways(model)
     assert (together - alone).abs().max() <= 0.02 * alone.abs().max()
     largest = max(grad.abs().max() for grad in expected.values())
     assert all((found[name] - grad).abs().max() <= 0.05 * largest for name, grad in expected.items())

@@ -18,16 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways import artefact, loading, provenance, stock
+from bothways import artefact, loading, stock
 from bothways import text as texts_room
 from bothways.artefact import Adapter
-from bothways.bidirectional.attention import NATIVE_KEY, has_native_key, prepare, says_bidirectional
-from bothways.bidirectional.certificate import Certificate
-from bothways.bidirectional.conversion import make_bidirectional, require_even
-from bothways.bidirectional.probe import probe
-from bothways.errors import ConfigError, ConversionError, DataError
+from bothways.bidirectional.attention import says_bidirectional
+from bothways.errors import ConfigError, DataError
 from bothways.folders import new_folder
 from bothways.head import Head
+from bothways.opening import opened
 from bothways.packing import Rows, token_states
 from bothways.pooling import pool
 from bothways.provenance import EncoderSettings, Record
@@ -81,58 +79,7 @@ class Encoder(nn.Module):
         ConversionError if only some of it sees both ways. Raises DataError for a folder that is neither.
         """
         wish = loading.Wish(dtype, device, attn_implementation, trust_remote_code, revision, model_kwargs)
-        folder = loading.resolve(name_or_folder, revision)
-        if (folder / provenance.FILE).exists():
-            return cls._from_own_folder(folder, wish)
-        if (folder / "modules.json").exists():
-            return cls._from_stock_folder(str(name_or_folder), folder, wish)
-        raise DataError(
-            f"{folder} is neither a bothways nor a sentence-transformers folder. "
-            f"If it is a decoder, convert it: bothways convert {name_or_folder} --out DIR."
-        )
-
-    @classmethod
-    def _from_own_folder(cls, folder: Path, wish: loading.Wish) -> Encoder:
-        settings, record = provenance.read(folder)
-        if record.certificate is None:
-            raise ConversionError(f"{folder} has no certificate in {provenance.FILE}. Convert again.")
-        config = loading.load_config(folder, trust_remote_code=wish.trust_remote_code)
-        if settings.direction == "bidirectional" and not says_bidirectional(config):
-            key = "use_bidirectional_attention=true" if settings.windows == "native" else "is_causal=false"
-            raise ConversionError(
-                f"{folder} was converted, but its config.json no longer says {key}: any other loader would open it "
-                "causal. Restore that line, or convert again."
-            )
-        prepare(config, settings.direction)
-        model = loading.load_trunk(folder, config, wish)
-        certificate = _measured(model, settings, wish.attn_implementation)
-        record.certificate.require_same(certificate, folder)
-        certificate = replace(certificate, converted=record.certificate.converted)
-        tokenizer = loading.load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
-        head = loading.load_head(folder, model, record.head)
-        return cls(model, tokenizer, settings, replace(record, certificate=certificate), head)
-
-    @classmethod
-    def _from_stock_folder(cls, name: str, folder: Path, wish: loading.Wish) -> Encoder:
-        foreign = artefact.read_stock_folder(folder)
-        config = loading.load_config(foreign.transformer, trust_remote_code=wish.trust_remote_code)
-        kwargs = {**foreign.model_kwargs, **(wish.model_kwargs or {})}
-        if wish.attn_implementation is not None:
-            kwargs.pop("attn_implementation", None)
-        model = loading.load_trunk(foreign.transformer, config, replace(wish, model_kwargs=kwargs))
-        certificate = probe(model)
-        direction: provenance.Direction = "causal" if certificate.direction == "causal" else "bidirectional"
-        native = has_native_key(model.config) and getattr(model.config, NATIVE_KEY)
-        settings = replace(foreign.settings, direction=direction, windows="native" if native else "keep")
-        if direction == "bidirectional":
-            # Some of it may still hide the future, as where a setting was lost when the folder was saved again.
-            certificate.require_bidirectional(str(folder))
-            require_even(model, certificate)
-            # What is bidirectional already does not change; what is saved of it will say so to every loader.
-            certificate = replace(make_bidirectional(model, windows=settings.windows), converted=False)
-        tokenizer = loading.load_tokenizer(foreign.transformer, trust_remote_code=wish.trust_remote_code)
-        texts_room.ensure_pad_token(tokenizer)
-        return cls(model, tokenizer, settings, Record(base=name, certificate=certificate))
+        return cls(*opened(name_or_folder, wish))
 
     @property
     def device(self) -> torch.device:
@@ -348,13 +295,6 @@ def _each(instruction: Instructions, count: int) -> list[str | None]:
     if len(each) != count:
         raise DataError(f"{len(each)} instructions for {count} texts. Pass one for all, or one per text.")
     return each
-
-
-def _measured(model: PreTrainedModel, settings: EncoderSettings, attn_implementation: str | None) -> Certificate:
-    if settings.direction == "causal":
-        return probe(model)
-    kernel = "auto" if attn_implementation == "auto" else None
-    return make_bidirectional(model, windows=settings.windows, attn_implementation=kernel)
 
 
 def _progress(steps: Sequence[int], label: str) -> Any:

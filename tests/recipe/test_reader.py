@@ -99,6 +99,16 @@ def test_a_base_beside_the_recipe_is_found_there(folder: Path) -> None:
             "tune: lorra",
             'line 9: "tune" in mntp is "lorra", expected one of "lora", "dora", "qlora", "full".',
         ),
+        (
+            "steps: 20",
+            "mask_schedule: linear",
+            'line 9: MNTP(mask_schedule="linear", mask_rate_end=None): mask_rate_end',
+        ),
+        (
+            "steps: 20",
+            "mask_rate_end: 0.5",
+            'line 9: MNTP(mask_schedule="fixed", mask_rate_end=0.5): mask_rate_end goes',
+        ),
         ("steps: 20", "steps:", 'recipe.yaml line 9: "steps" in mntp is empty, expected a whole number.'),
         ("steps: 20", "mask_rate: 2", "recipe.yaml line 9: MNTP(mask_rate=2.0): expected 0 < mask_rate < 1."),
         (

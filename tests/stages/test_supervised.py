@@ -40,7 +40,7 @@ def examples(texts: list[str], negatives: int = 2) -> list[Example]:
 def batch_loss(encoder: Encoder, settings: Supervised, rows: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one batch of all rows, summed over its parts."""
     encoder.zero_grad()
-    pairs = _Rows(encoder, rows, settings).pairs(range(len(rows)), epoch=0)
+    pairs = _Rows(encoder, rows, settings).pairs(range(len(rows)))
     loss = 0.0
     cut = partial(packs, tokens=settings.tokens_per_batch or 8192)
     with packing(encoder.model):
@@ -94,7 +94,7 @@ def test_instructions_stand_on_both_sides(encoder: Encoder, real_texts: list[str
 
 def test_the_same_text_is_no_negative(encoder: Encoder) -> None:
     rows = [Example("q1", "same", ("n",)), Example("q2", "same", ("other",)), Example("q3", "own", ("same",))]
-    pairs = _Rows(encoder, rows, SMALL).pairs([0, 1, 2], epoch=0)
+    pairs = _Rows(encoder, rows, SMALL).pairs([0, 1, 2])
     assert pairs.ignore.tolist() == [
         [True, True, False, False, False, True],
         [True, True, False, False, False, True],
@@ -108,7 +108,11 @@ def test_more_negatives_than_wanted_are_drawn_anew_in_every_epoch(encoder: Encod
     assert all(len(set(numbers)) == 2 for numbers in drawn)
     assert len({tuple(numbers) for numbers in drawn}) > 3
     assert drawn[5] == rows._negatives(1, 5)
-    none = _Rows(encoder, examples(real_texts[:3]), replace(SMALL, negatives=0)).pairs([0, 2], epoch=0)
+    # Seen twice in one epoch, as where a source has weight 2: each time with negatives of its own.
+    assert rows.pairs([1, 1], [0, 5]).documents[2:] == [
+        rows.documents[1][1 + j] for n in (0, 5) for j in rows._negatives(1, n)
+    ]
+    none = _Rows(encoder, examples(real_texts[:3]), replace(SMALL, negatives=0)).pairs([0, 2])
     assert len(none.documents) == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from bothways.errors import TrainingError
-from bothways.training import checkpoint
+from bothways.training import checkpoint, sharded
 
 IDENTITY = checkpoint.identity({"steps": 7, "schedule": "linear", "max_length": None}, data="d1")
 
@@ -57,3 +58,49 @@ def test_the_fingerprint_tells_models_apart() -> None:
     with torch.no_grad():
         same.bias[1] += 1e-6
     assert checkpoint.fingerprint(model) != checkpoint.fingerprint(same)
+
+
+@pytest.mark.parametrize("main", [True, False])
+@pytest.mark.parametrize("fails", ["begin", "write", "end"])
+def test_a_disk_that_is_full_for_one_process_is_full_for_all(
+    tmp_path: Path, main: bool, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None waits for another, no half of it stays, and the checkpoint before is whole."""
+    steps = iter(("begin", "write", "end"))
+    said: list[int] = []
+
+    def agree(number: int) -> list[int]:
+        said.append(number)
+        return [number, errno.ENOSPC if next(steps) == fails and not main else 0]
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    def write(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "part").write_text("numbers")
+        if fails == "write" and main:
+            full()
+
+    if fails == "end":
+        monkeypatch.setattr(checkpoint, "_write", full)
+    if fails == "begin":
+        monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OSError, match=r"full|No space") as caught:
+        checkpoint.save_shards(tmp_path, 3, {}, write, main=main, agree=agree)
+    assert checkpoint.is_full(caught.value)
+    assert said[-1] == (errno.ENOSPC if main else 0)
+    assert not main or not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    tensors = {"weights": {"one": torch.arange(7.0)}}
+    sharded.write_shards(tensors, tmp_path)
+    back = {"weights": {"one": torch.zeros(7)}}
+    sharded.read_shards(back, tmp_path)
+    assert torch.equal(back["weights"]["one"], torch.arange(7.0))
+    (part,) = tmp_path.glob("*.distcp")
+    part.write_bytes(part.read_bytes()[:20])
+    with pytest.raises(TrainingError, match=r"cannot be read: .*\. Delete it to go on from the one before"):
+        sharded.read_shards(back, tmp_path)

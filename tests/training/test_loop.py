@@ -17,6 +17,7 @@ from bothways.data import Example
 from bothways.errors import TrainingError
 from bothways.stages.mntp import _Task
 from bothways.training import checkpoint
+from bothways.training import run as runs
 from bothways.training.run import Done, Run
 from bothways.training.settings import Training
 
@@ -199,3 +200,36 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     assert "mntp: step 4/4  loss " in err
     assert 'mask token "_" (the paper\'s choice)' in err
     assert "held out after step 0: loss " in err
+
+
+def test_a_signal_in_the_last_measurement_stops_too_and_nothing_is_lost(
+    tiny_llama_folder: Path, real_texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _Task.scores
+
+    def interrupted(self: _Task, cut: object) -> dict[str, float]:
+        if len(checkpoint.found(tmp_path)) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, cut)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Task, "scores", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run("mntp", tiny_llama_folder, real_texts, checkpoint_dir=tmp_path)
+    assert checkpoint.found(tmp_path)[-1].name == "step-00000004.pt"
+    resumed = run("mntp", tiny_llama_folder, real_texts, checkpoint_dir=tmp_path, resume=True)
+    assert same(resumed, run("mntp", tiny_llama_folder, real_texts))
+
+
+def test_processes_that_would_train_something_else_are_refused(
+    tiny_llama_folder: Path, real_texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another process says stands in for it here; real ones are in test_processes."""
+    real = runs.gathered
+    monkeypatch.setattr(
+        runs,
+        "gathered",
+        lambda place, value: [value, {**value, "weights": "others"}] if isinstance(value, dict) else real(place, value),
+    )
+    with pytest.raises(TrainingError, match="process 1 differs from process 0: weights is 'others' there and"):
+        run("mntp", tiny_llama_folder, real_texts)

@@ -13,7 +13,7 @@ SCRIPT = """
 import resource, sys
 from bothways.data import Texts
 from bothways.training.batches import Order, split_held_out
-from bothways.training.rows import items_of
+from bothways.training.rows import shares_of
 from bothways.training.token_cache import stored
 from bothways.training.tokens import Blocks, Tokens
 
@@ -25,7 +25,7 @@ tokens = Tokens(stored(Texts([sys.argv[1]]), lambda texts: [list(text.encode()) 
 _, left_out = split_held_out(tokens.hashes, 200, 0)
 training = tokens.without(left_out)
 for rows in (training, Blocks(training, 128, None)):
-    order = Order(items_of(rows), 32, 0)
+    order = Order(shares_of(rows), 32, 0)
     for step in range(0, 20 * order.per_epoch, max(1, order.per_epoch // 100)):
         assert all(rows[item] for item in order.batch(step).items)
 print(peak() - before)

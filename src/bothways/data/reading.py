@@ -42,6 +42,12 @@ class Rows(list[Row]):
         self.origins = list(origins)
 
 
+def origins_of(rows: Sequence[Any]) -> list[Origin]:
+    """What came from where; nothing of rows that were not read from sources, or were changed since."""
+    origins = rows.origins if isinstance(rows, Rows) else []
+    return origins if sum(origin.rows for origin in origins) == len(rows) else []
+
+
 @dataclass
 class Tally:
     """How many rows were used and how many were bad, and the first of those in words."""

@@ -74,16 +74,21 @@ class Document:
         """`kind` made of the keys that are its fields. Raises ConfigError for a wrong type or value, at its line."""
         hints = get_type_hints(kind)
         values: dict[str, Any] = {}
+        alone: dict[str, yaml.Node] = {}
         for key, (key_node, node) in keys.items():
             if key not in hints:
                 continue
             values[key] = self.value(node, hints[key], key, where)
             try:
-                # Alone first: what is wrong is then wrong on this line.
+                # Alone too: what is wrong is then wrong on this line, unless another key makes it right.
                 kind(**{key: values[key]})
             except ConfigError as problem:
-                self.fail(key_node, str(problem))
-        return kind(**values)
+                alone[str(problem)] = key_node
+        try:
+            return kind(**values)
+        except ConfigError as problem:
+            last = [key_node for key, (key_node, _) in keys.items() if key in hints][-1]
+            self.fail(alone.get(str(problem), next(iter(alone.values()), last)), str(problem))
 
 
 def show(node: yaml.Node) -> str:

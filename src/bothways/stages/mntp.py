@@ -24,7 +24,7 @@ from bothways.training.losses import rows_per_chunk, token_cross_entropy
 from bothways.training.mask_row import NEW, make_row
 from bothways.training.masking import NOT_PREDICTED, Masking, choose_mask_token
 from bothways.training.randomness import seed_everything
-from bothways.training.rows import data_facts, hold_out_tokens, items_of, read_tokens
+from bothways.training.rows import data_facts, hold_out_tokens, read_tokens, shares_of
 from bothways.training.settings import MNTP
 from bothways.training.task import shares
 from bothways.training.tokens import Blocks, Tokens
@@ -127,9 +127,8 @@ class _Task:
         self.rows, self.held_out = self._rows(training), self._rows(measured)
         if not len(self.rows):
             raise DataError("mntp: no text has a token to predict besides its first one. Give longer texts.")
-        self.items = items_of(self.rows)
+        self.shares = shares_of(self.rows)
         self.longest = max(int(rows.lengths.max(initial=0)) for rows in (self.rows, self.held_out))
-        settings.mask_rate_of(0)
         wish = settings.mask_token
         self.mask = make_row(encoder) if wish == NEW else choose_mask_token(encoder.tokenizer, wish)
         self.masking = Masking(

@@ -16,7 +16,7 @@ from bothways.training.batches import Batch, same_meaning
 from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores, embed_in_groups
 from bothways.training.dropout import dropout_of
 from bothways.training.loop import Cut, Part, Place, train
-from bothways.training.rows import data_facts, hold_out, items_of, tokenise
+from bothways.training.rows import data_facts, hold_out, shares_of, tokenise
 from bothways.training.settings import SimCSE
 
 HELD_OUT = 2**31
@@ -63,7 +63,7 @@ class _Task:
         self.facts: Mapping[str, Any] = {"data": data_facts("simcse", texts, held_out)}
         self.rows = tokenise(encoder, texts, max_length=settings.max_length)
         self.held_out_rows = tokenise(encoder, held_out, max_length=settings.max_length)
-        self.items = items_of(texts)
+        self.shares = shares_of(texts)
         self.longest = max(len(row) for row in [*self.rows, *self.held_out_rows])
 
     def start(self, cut: Cut) -> str:

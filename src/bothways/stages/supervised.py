@@ -14,7 +14,7 @@ from bothways.training.batches import Batch, same_meaning
 from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores
 from bothways.training.dropout import dropout_of
 from bothways.training.loop import Cut, Part, Place, train
-from bothways.training.rows import data_facts, hold_out, items_of, tokenise
+from bothways.training.rows import data_facts, hold_out, shares_of, tokenise
 from bothways.training.settings import Supervised
 
 
@@ -60,7 +60,7 @@ class _Task:
         self.encoder, self.settings, self.dropout = encoder, settings, dropout
         self.facts: Mapping[str, Any] = {"data": data_facts("supervised", examples, held_out)}
         self.train, self.held_out = _Rows(encoder, examples, settings), _Rows(encoder, held_out, settings)
-        self.items = items_of(examples)
+        self.shares = shares_of(examples)
         self.longest = max(self.train.longest, self.held_out.longest)
 
     def start(self, cut: Cut) -> str:
@@ -69,7 +69,7 @@ class _Task:
 
     def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """The loss of the batch: each query against every document."""
-        pairs = self.train.pairs(batch.items, batch.epoch)
+        pairs = self.train.pairs(batch.items, batch.visits)
         seed = (self.settings.seed, batch.step)
         return contrastive_parts(self.name, self.encoder, pairs, self.settings, seed, place, cut)
 
@@ -77,7 +77,7 @@ class _Task:
         """Loss and accuracy on held-out examples, in batches of the training size, without dropout."""
         self.encoder.eval()
         count, size = len(self.held_out.examples), self.settings.batch_size
-        batches = (self.held_out.pairs(range(i, min(i + size, count)), epoch=0) for i in range(0, count, size))
+        batches = (self.held_out.pairs(range(i, min(i + size, count))) for i in range(0, count, size))
         return contrastive_scores(self.encoder, batches, self.settings, (self.settings.seed,), cut)
 
 
@@ -100,20 +100,21 @@ class _Rows:
         """Tokens of the longest of them."""
         return max((len(row) for rows in (self.queries, *self.documents) for row in rows), default=0)
 
-    def pairs(self, items: Sequence[int], epoch: int) -> Pairs:
-        """Queries, positives, then the hard negatives that this epoch uses."""
-        drawn = [(i, 1 + j) for i in items for j in self._negatives(i, epoch)]
+    def pairs(self, items: Sequence[int], visits: Sequence[int] | None = None) -> Pairs:
+        """Queries, positives, then hard negatives: `visits[n]` is how often `items[n]` was seen before."""
+        seen = zip(items, visits or [0] * len(items), strict=True)
+        drawn = [(i, 1 + j) for i, visit in seen for j in self._negatives(i, visit)]
         places = [(i, 0) for i in items] + drawn
         keys = [(self.examples[i].query, self.examples[i].query_instruction) for i in items]
         ignore = same_meaning(keys, [self._text(i, j) for i, j in places])
         return Pairs([self.queries[i] for i in items], [self.documents[i][j] for i, j in places], ignore)
 
-    def _negatives(self, item: int, epoch: int) -> list[int]:
+    def _negatives(self, item: int, visit: int) -> list[int]:
         count = len(self.examples[item].negatives)
         if count <= self.settings.negatives:
             return list(range(count))
         return sorted(
-            random.Random(f"{self.settings.seed}/{epoch}/{item}").sample(range(count), self.settings.negatives)
+            random.Random(f"{self.settings.seed}/{visit}/{item}").sample(range(count), self.settings.negatives)
         )
 
     def _text(self, item: int, number: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,34 +40,24 @@ class Share:
     weight: float = 1.0
 
 
-class Items(int):
-    """How many items there are. A number that also knows which of them are to be seen more often than others."""
-
-    shares: tuple[Share, ...]
-
-    def __new__(cls, shares: Iterable[Share]) -> Items:
-        shares = tuple(shares)
-        items = super().__new__(cls, sum(share.count for share in shares))
-        items.shares = shares
-        return items
-
-
 @dataclass
 class Order:
-    """An endless walk through `count` items in batches of `size`, shuffled anew in every epoch.
+    """An endless walk through the items of all shares, in batches of `size`, shuffled anew in every epoch.
 
-    With `Items` of several shares an epoch holds weight x count (rounded, at least one) of each share: the next ones in
-    a walk of its own, which sees each item once before it sees one twice. What is left at an epoch's end and too short
+    An epoch holds weight x count (rounded, at least one) of each share: the next ones in a walk of its own, which sees
+    each item once before it sees one twice. What is left at an epoch's end and too short
     for a batch is dropped; it is another part in every epoch. Fewer items than `size` make one smaller batch per epoch.
     """
 
-    count: int
+    shares: Sequence[Share]
     size: int
     seed: int
 
     def __post_init__(self) -> None:
-        shares = self.count.shares if isinstance(self.count, Items) else (Share(self.count),)
-        self._shares = [(share.count, max(1, round(share.weight * share.count))) for share in shares if share.count]
+        self.count = sum(share.count for share in self.shares)
+        self._shares = [
+            (share.count, max(1, round(share.weight * share.count))) for share in self.shares if share.count
+        ]
         seen = sum(seen for _, seen in self._shares)
         self.size = min(self.size, seen)
         self.per_epoch = seen // self.size

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +44,46 @@ def save_shards(
     write: Callable[[Path], None],
     *,
     main: bool,
-    wait: Callable[[], None],
+    agree: Callable[[int], Sequence[int]],
 ) -> Path:
-    """The same with a folder in which every process writes its part by `write`. `wait` until all have come so far."""
+    """The same with a folder in which every process writes its part by `write`; `agree` gathers a number of each."""
     path = folder / f"step-{step:08d}.shards"
     partial = path.with_suffix(".partial")
-    if main:
+
+    def begin() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    wait()
-    write(partial)
-    wait()
-    if main:
+
+    def end() -> None:
         _write({**state, "step": step}, partial / FACTS)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
         _flush(folder)
         _rotate(folder)
-    wait()
+
+    try:
+        for act, mine in ((begin, main), (lambda: write(partial), True), (end, main)):
+            _together(act if mine else None, agree)
+    finally:
+        if main:
+            # Also after a failure: half of it would keep a full disk full.
+            shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def _together(act: Callable[[], None] | None, agree: Callable[[int], Sequence[int]]) -> None:
+    """Raises on every process the OSError that one has met, so that none waits for another."""
+    problem: OSError | None = None
+    try:
+        if act is not None:
+            act()
+    except OSError as met:
+        problem = met
+    numbers = [number for number in agree(0 if problem is None else problem.errno or errno.EIO) if number]
+    if problem is not None:
+        raise problem
+    if numbers:
+        raise OSError(numbers[0], os.strerror(numbers[0]))
 
 
 def found(folder: Path) -> list[Path]:

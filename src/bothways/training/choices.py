@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from bothways import hardware
 from bothways.errors import TrainingError
 from bothways.packing import Packing, packing
+from bothways.training.precision import computing_in
 from bothways.training.settings import Training
 
 AGAIN = "as the run began"
@@ -52,12 +54,18 @@ def choose_tokens(settings: Training, before: Choices | None, device: Any) -> ha
 
 
 @contextmanager
-def chosen_packing(model: PreTrainedModel, before: Choices | None) -> Iterator[Packing]:
-    """`packing`, unless the run before did without. Raises TrainingError if it packed and that is no longer exact."""
+def chosen_packing(model: PreTrainedModel, before: Choices | None, dtype: torch.dtype) -> Iterator[Packing]:
+    """`packing`, measured in `dtype`, unless the run before did without.
+
+    Raises TrainingError if it packed and that is no longer exact.
+    """
     if before is not None and not before.packed:
         yield Packing(False, f"padded rows, {AGAIN}")
         return
-    with packing(model) as found:
+    with ExitStack() as stack:
+        # The kernel depends on the number format, and is to be the one that trains.
+        with computing_in(model, dtype):
+            found = stack.enter_context(packing(model))
         if before is not None and not found.packed:
             raise TrainingError(
                 f"this run began with packed rows, which are no longer to be had: {found.why}. Go on with the versions "

@@ -92,12 +92,13 @@ def _set_up(
     micro_batch = choose_tokens(settings, before, encoder.device)
     with (
         training_attention(encoder, task.longest, None if before is None else before.attn_implementation) as attention,
-        chosen_packing(encoder.model, before) as packed,
+        chosen_packing(encoder.model, before, precision.value) as packed,
         _shared(encoder, settings, place, accelerator, precision.value) as share,
         compiled(encoder, wanted=settings.compile),
     ):
         count = sum(master.numel() for master in share.masters.values())
-        show.say(f"{task.items:,} items, {count:,} weights to train, {precision.value} ({precision.why})")
+        items = sum(share.count for share in task.shares)
+        show.say(f"{items:,} items, {count:,} weights to train, {precision.value} ({precision.why})")
         show.say(f"{attention.value} attention ({attention.why}); {packed.why}")
         show.say(f"{micro_batch.value:,} tokens at once ({micro_batch.why})")
         if place.processes > 1:
@@ -137,13 +138,15 @@ def _shared(
         )
     device = encoder.device
     encoder.to("cpu")
-    # FSDP keeps what is trained in float32 and casts by itself.
-    with (
-        tuned(encoder, settings, torch.float32) as weights,
-        shards(encoder, weights, place, accelerator, dtype) as share,
-    ):
-        yield share
-    encoder.to(device)
+    try:
+        # FSDP keeps what is trained in float32 and casts by itself.
+        with (
+            tuned(encoder, settings, torch.float32) as weights,
+            shards(encoder, weights, place, accelerator, dtype) as share,
+        ):
+            yield share
+    finally:
+        encoder.to(device)
 
 
 def _identity(task: Task, settings: Training, place: Place) -> dict[str, Any]:

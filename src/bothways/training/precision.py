@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -14,15 +17,11 @@ class WorkingWeights:
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        kept_in_float32 = _kept_in_float32(module)
         self._own: list[tuple[nn.Parameter, Tensor]] = []
         self._working: dict[str, nn.Parameter] = {}
         self.masters: dict[str, nn.Parameter] = {}
-        for name, weight in module.named_parameters():
-            if not weight.is_floating_point():
-                continue
+        for name, weight, target in _targets(module, dtype):
             self._own.append((weight, weight.data))
-            target = torch.float32 if any(part in name for part in kept_in_float32) else dtype
             weight.data = weight.data.to(target)
             if not weight.requires_grad:
                 continue
@@ -59,6 +58,27 @@ class WorkingWeights:
             weight.grad = None
             master = trained.get(id(weight))
             weight.data = own if master is None else master.data.to(own.dtype)
+
+
+@contextmanager
+def computing_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Within it the module computes in the number formats in which a stage would train it; nothing is trained here."""
+    own = [(weight, weight.data, target) for _, weight, target in _targets(module, dtype)]
+    for weight, data, target in own:
+        weight.data = data.to(target)
+    try:
+        yield
+    finally:
+        for weight, data, _ in own:
+            weight.data = data
+
+
+def _targets(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, nn.Parameter, torch.dtype]]:
+    """Every floating-point weight, and what it computes in."""
+    kept_in_float32 = _kept_in_float32(module)
+    for name, weight in module.named_parameters():
+        if weight.is_floating_point():
+            yield name, weight, torch.float32 if any(part in name for part in kept_in_float32) else dtype
 
 
 def _kept_in_float32(module: nn.Module) -> set[str]:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from bothways import hardware
 from bothways.errors import ConfigError, TrainingError
+
+Value = TypeVar("Value")
 
 WAIT = timedelta(hours=1)
 """How long a process waits for the others before it gives up: longer than the first one takes to write or to score."""
@@ -91,7 +93,7 @@ def wait(where: Place) -> None:
             torch.distributed.barrier()
 
 
-def gathered(where: Place, value: int) -> list[int]:
+def gathered(where: Place, value: Value) -> list[Value]:
     """The value of every process. Raises TrainingError if one of them died."""
     if where.processes == 1:
         return [value]
@@ -109,10 +111,11 @@ def together() -> Iterator[None]:
     except RuntimeError as problem:
         if not is_lost(problem):
             raise
+        heard = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise TrainingError(
             "another process of this run has died or no longer answers, so that this one stops too. Its own message "
             "stands above, or in the launcher's report. Start the run again with --resume: it goes on from the last "
-            "checkpoint."
+            f"checkpoint. What was heard here: {heard}"
         ) from None
 
 

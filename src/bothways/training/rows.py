@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
-from bothways.data import Example, Rows, Texts, fingerprint
+from bothways.data import Example, Rows, Texts, fingerprint, origins_of
 from bothways.encoder import Encoder
 from bothways.errors import DataError
 from bothways.text import TextIds, check_texts
 from bothways.training import token_cache
-from bothways.training.batches import Items, Share, split_held_out
+from bothways.training.batches import Share, split_held_out
 from bothways.training.settings import Training
 from bothways.training.tokens import Blocks, Tokens
 
@@ -69,27 +69,27 @@ def _kept(items: Sequence[Item], left_out: set[int]) -> Rows[Item]:
     """All but some, with what came from where."""
     rows: Rows[Item] = Rows(item for place, item in enumerate(items) if place not in left_out)
     start = 0
-    for origin in items.origins if isinstance(items, Rows) else ():
+    for origin in origins_of(items):
         places = range(start, start + origin.rows)
         rows.origins.append(replace(origin, rows=len(places) - sum(place in places for place in left_out)))
         start += origin.rows
     return rows
 
 
-def items_of(rows: Sequence[Any] | Tokens | Blocks) -> int:
-    """How many rows there are, and, where they have weights, how often each is to be seen."""
+def shares_of(rows: Sequence[Any] | Tokens | Blocks) -> tuple[Share, ...]:
+    """How many rows there are, and how often each is to be seen; rows in one share where all are seen alike."""
     if isinstance(rows, Tokens | Blocks):
         shares = [Share(count, weight) for weight, count in rows.weights]
     else:
-        shares = [Share(origin.rows, origin.weight) for origin in rows.origins] if isinstance(rows, Rows) else []
-    return len(rows) if all(share.weight == 1 for share in shares) else Items(shares)
+        shares = [Share(origin.rows, origin.weight) for origin in origins_of(rows)]
+    return (Share(len(rows)),) if all(share.weight == 1 for share in shares) else tuple(shares)
 
 
 def data_facts(call: str, train: Sequence[Any] | Tokens, held_out: Sequence[Any] | Tokens) -> dict[str, Any]:
     """What the record says of the data. Raises DataError if there is nothing to train on."""
     if not len(train):
         raise DataError(f"{call}: no item to train on. Give at least one.")
-    origins = train.origins if isinstance(train, Rows | Tokens) else []
+    origins = train.origins if isinstance(train, Tokens) else origins_of(train)
     return {
         "items": len(train),
         "fingerprint": _fingerprint(train),

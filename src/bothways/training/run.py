@@ -72,7 +72,7 @@ class Run:
         self.trackers, self.folder, self.identity = around.trackers, around.folder, around.identity
         self._choices = around.choices
         self.place = self.share.place
-        self.order = Order(task.items, settings.batch_size, settings.seed)
+        self.order = Order(task.shares, settings.batch_size, settings.seed)
         self.optimiser = optimiser_of(self.share.masters, settings.weight_decay)
         self.average = Average(self.share.masters, settings.ema_decay) if settings.ema_decay else None
         self.state = State()
@@ -92,6 +92,7 @@ class Run:
         begin = partial(self.share.call, partial(self.task.start, self.memory.cut))
         if message := self.memory.fits(begin, lambda: None):
             self.show.say(message)
+        self._agree()
         steps = gathered(self.place, -1 if saved is None else saved["step"])
         if len(set(steps)) > 1:
             raise TrainingError(
@@ -111,6 +112,21 @@ class Run:
         self.state = State(saved["step"], saved["seconds"], saved["losses"], saved["held_out"])
         self.show.say(f"resumed after step {self.state.step}")
 
+    def _agree(self) -> None:
+        """Nothing, or TrainingError where the processes would train something else: other data, weights, kernels."""
+        own = {
+            **self.identity,
+            **{name: value for name, value in self._choices.plain().items() if name != "tokens_per_batch"},
+        }
+        every = gathered(self.place, own)
+        for rank, other in enumerate(every):
+            for name, value in every[0].items():
+                if other.get(name) != value:
+                    raise TrainingError(
+                        f"process {rank} differs from process 0: {name} is {other.get(name)!r} there and {value!r} "
+                        "here. Give all processes the same encoder, data and settings, and the same versions."
+                    )
+
     def go(self) -> None:
         """All steps that are left."""
         state, settings = self.state, self.settings
@@ -128,7 +144,8 @@ class Run:
                 if not last:
                     self._measure()
                 stop = done.stop or (self.place.processes == 1 and self.asked.is_set())
-                if stop or (settings.save_every and state.step % settings.save_every == 0 and not last):
+                # After the last step too: what comes then, up to the folder that is written, may fail.
+                if stop or last or (settings.save_every and state.step % settings.save_every == 0):
                     self._save()
                 if stop:
                     self._stop()
@@ -136,6 +153,8 @@ class Run:
                 self.average.adopt()
                 self.share.publish()
             self._measure()
+            if any(gathered(self.place, int(self.asked.is_set()))):
+                self._stop()
         state.seconds = time.monotonic() - begun
 
     def step(self, number: int) -> Done:
@@ -231,8 +250,8 @@ class Run:
         }
         try:
             if self.share.sharded:
-                write, pause = partial(sharded.write_shards, tensors), partial(wait, self.place)
-                checkpoint.save_shards(self.folder, self.state.step, facts, write, main=self.place.main, wait=pause)
+                write, agree = partial(sharded.write_shards, tensors), partial(gathered, self.place)
+                checkpoint.save_shards(self.folder, self.state.step, facts, write, main=self.place.main, agree=agree)
             else:
                 checkpoint.save(self.folder, self.state.step, {**facts, "tensors": tensors})
         except (OSError, RuntimeError) as problem:

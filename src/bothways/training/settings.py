@@ -164,17 +164,14 @@ class MNTP(Training):
         _one_of(self, "mask_scheme", ("bert", "all"))
         if self.block_size is not None:
             _whole(self, "block_size", low=2)
-
-    def mask_rate_of(self, step: int) -> float | None:
-        """Share of the tokens hidden in the step with this number, counted from 0; None: each row draws its own.
-
-        Raises ConfigError if `mask_rate_end` is missing, or given where the schedule does not lead to it.
-        """
         if (self.mask_schedule == "linear") != (self.mask_rate_end is not None):
             raise ConfigError(
                 f'MNTP(mask_schedule="{self.mask_schedule}", mask_rate_end={self.mask_rate_end}): mask_rate_end goes '
                 'with mask_schedule="linear", and that with it. Give both or neither.'
             )
+
+    def mask_rate_of(self, step: int) -> float | None:
+        """Share of the tokens hidden in the step with this number, counted from 0; None: each row draws its own."""
         if self.mask_rate_end is not None:
             share = step / max(1, self.steps - 1)
             return (1 - share) * self.mask_rate + share * self.mask_rate_end

@@ -132,7 +132,7 @@ def write_shards(tensors: dict[str, dict[str, Tensor]], folder: Path) -> None:
         save(tensors, checkpoint_id=str(folder))
     except CheckpointException as problem:  # no Exception, and around what happened on each process
         causes = [failure[0] for failure in problem.failures.values()]
-        raise next((cause for cause in causes if isinstance(cause, OSError)), OSError(str(causes))) from None
+        raise next((cause for cause in causes if isinstance(cause, OSError)), RuntimeError(str(causes))) from None
 
 
 def read_shards(tensors: dict[str, dict[str, Tensor]], folder: Path) -> None:

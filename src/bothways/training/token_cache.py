@@ -19,8 +19,9 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tokenizers import __version__ as tokenizers_version
 from transformers import PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
 
-from bothways.data import TEXTS, Origin, Rows, Source, Tally, Texts
+from bothways.data import TEXTS, Origin, Source, Tally, Texts, origins_of
 from bothways.errors import TrainingError
 from bothways.folders import new_folder
 from bothways.training.tokens import Encode, OnDisk, Store, write
@@ -52,8 +53,8 @@ def stored(texts: Texts, encode: Encode, how: str) -> list[Store]:
 
 def in_memory(texts: Sequence[str], encode: Encode) -> list[Store]:
     """The tokens of a list: one store, or one for each source that a list of `read_texts` came from."""
-    origins = texts.origins if isinstance(texts, Rows) else []
-    if sum(origin.rows for origin in origins) != len(texts):
+    origins = origins_of(texts)
+    if not origins:
         return [_held(texts, encode, None)]
     rest = iter(texts)
     return [_held(list(islice(rest, origin.rows)), encode, origin) for origin in origins]
@@ -63,7 +64,11 @@ def identity(tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     """All that decides which ids a text gives, as a text."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        inside: Any = [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())]
+        # What such a tokenizer does is code: that of transformers, led by its arguments.
+        known = sorted(tokenizer.get_vocab().items())
+        arguments = repr(sorted(tokenizer.init_kwargs.items()))
+        adds = [getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token")]
+        inside: Any = [type(tokenizer).__name__, transformers_version, arguments, adds, known]
     else:
         # A copy: how the tokenizer pads and cuts changes from call to call.
         plain = type(backend).from_str(backend.to_str())
@@ -128,6 +133,10 @@ def _make(texts: Texts, source: Source, encode: Encode, place: Path) -> dict[str
             with ExitStack() as files:
                 streams = [files.enter_context((partial / name).open("wb")) for name in (IDS, OFFSETS, HASHES)]
                 count, tokens, opening = write(texts.of(source, tally), encode, *streams)
+                for stream in streams:
+                    # Their sizes are all that says later that they are whole, and would be right after a power cut too.
+                    stream.flush()
+                    os.fsync(stream.fileno())
             facts = {
                 "texts": count,
                 "tokens": tokens,
