@@ -88,6 +88,11 @@ def shares_of(rows: Sequence[Any] | Tokens | Blocks) -> tuple[Share, ...]:
 def data_facts(call: str, train: Sequence[Any] | Tokens, held_out: Sequence[Any] | Tokens) -> dict[str, Any]:
     """What the record says of the data. Raises DataError if there is nothing to train on."""
     if not len(train):
+        if len(held_out):
+            raise DataError(
+                f"{call}: no item to train on: each is held out, or is the same text as one of the {len(held_out):,} that "
+                "are. Give more texts that differ, or held_out_items=0."
+            )
         raise DataError(f"{call}: no item to train on. Give at least one.")
     origins = train.origins if isinstance(train, Tokens) else origins_of(train)
     return {
