@@ -135,7 +135,7 @@ def test_settings_and_data_that_do_not_fit(encoder: Encoder, real_texts: list[st
         mntp(encoder, real_texts, replace(SMALL, block_size=512))
     with pytest.raises(DataError, match="mntp: no item to train on"):
         mntp(encoder, [], SMALL)
-    with pytest.raises(DataError, match="the same text as one of the 2 that are. Give more texts that differ"):
+    with pytest.raises(DataError, match=r"the same text as one of the 2 that are\. Give more texts that differ"):
         mntp(encoder, real_texts[:1] * 20, SMALL)
     with pytest.raises(DataError, match="no text has a token to predict"):
         mntp(encoder, ["", ""], replace(SMALL, block_size=None))

@@ -90,8 +90,8 @@ def data_facts(call: str, train: Sequence[Any] | Tokens, held_out: Sequence[Any]
     if not len(train):
         if len(held_out):
             raise DataError(
-                f"{call}: no item to train on: each is held out, or is the same text as one of the {len(held_out):,} that "
-                "are. Give more texts that differ, or held_out_items=0."
+                f"{call}: no item to train on: each is held out, or is the same text as one of the {len(held_out):,} "
+                "that are. Give more texts that differ, or held_out_items=0."
             )
         raise DataError(f"{call}: no item to train on. Give at least one.")
     origins = train.origins if isinstance(train, Tokens) else origins_of(train)
