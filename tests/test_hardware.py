@@ -24,3 +24,11 @@ def test_data_sheets_are_those_of_dense_products() -> None:
         # Sparse figures are twice as high, TF32 half as high: a slip of either would leave this range.
         assert 1.9 < known.bf16 / known.fp32 < 31
         assert "data sheet" in known.source or "white paper" in known.source
+
+
+def test_long_rows_go_one_by_one_on_the_cpu() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert hardware.choose_tokens_per_batch(None, cpu, 511).value == hardware.CPU_TOKENS
+    assert hardware.choose_tokens_per_batch(None, cpu, 512).value == hardware.LONG_ROW
+    assert hardware.choose_tokens_per_batch(None, gpu, 512).value == hardware.GPU_TOKENS
+    assert hardware.choose_tokens_per_batch(77, cpu, 512).value == 77

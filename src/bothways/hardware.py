@@ -18,9 +18,10 @@ ALIASES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 EAGER_TOKENS = 512
 """Longest row for which eager attention is chosen."""
+LONG_ROW = 512
+"""Tokens of a row that fills the matrix products by itself on CPU."""
 CPU_TOKENS = 1024
-"""Tokens of one forward and backward pass in training: from 512 to 8192 the embedded model trains about as fast, and
-half the tokens hold half the activations."""
+"""Tokens of one forward and backward pass where rows are shorter: with 512 the products of short rows are slower."""
 GPU_TOKENS = 16384
 """The same: not measured, where to begin halving."""
 VARLEN_DIM = 256
@@ -162,11 +163,17 @@ def choose_training_attention(own: str, device: torch.device, longest: int) -> K
     return Kernel(own, "as the model was loaded")
 
 
-def choose_tokens_per_batch(wish: int | None, device: torch.device) -> MicroBatch:
-    """Tokens of one forward and backward pass: `wish` if one is given, else what is fast on the device."""
+def choose_tokens_per_batch(wish: int | None, device: torch.device, longest: int) -> MicroBatch:
+    """Tokens of one forward and backward pass: `wish` if one is given, else what is fast on the device.
+
+    `longest` are the tokens of the longest row. Two long rows at once are no faster on CPU than one after the other,
+    and their activations take twice the memory.
+    """
     if wish is not None:
         return MicroBatch(wish, "asked for")
     if device.type == "cpu":
+        if longest >= LONG_ROW:
+            return MicroBatch(LONG_ROW, "long rows one by one: as fast on CPU, with less memory")
         return MicroBatch(CPU_TOKENS, "among the fastest on CPU")
     return MicroBatch(GPU_TOKENS, "a first guess, halved where the memory runs out")
 

@@ -46,11 +46,11 @@ def choose_precision(settings: Training, before: Choices | None, device: Any) ->
     return hardware.choose_dtype(settings.precision, device)
 
 
-def choose_tokens(settings: Training, before: Choices | None, device: Any) -> hardware.MicroBatch:
+def choose_tokens(settings: Training, before: Choices | None, device: Any, longest: int) -> hardware.MicroBatch:
     """Tokens that go through the model at once. Those of the run before, which may have run out of memory with more."""
     if before is not None:
         return hardware.MicroBatch(before.tokens_per_batch, AGAIN)
-    return hardware.choose_tokens_per_batch(settings.tokens_per_batch, device)
+    return hardware.choose_tokens_per_batch(settings.tokens_per_batch, device, longest)
 
 
 @contextmanager

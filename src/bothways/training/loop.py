@@ -89,7 +89,7 @@ def _set_up(
     """Choose what the settings leave open, say so, and make the encoder ready to be trained; undone at the end."""
     encoder = task.encoder
     precision = choose_precision(settings, before, encoder.device)
-    micro_batch = choose_tokens(settings, before, encoder.device)
+    micro_batch = choose_tokens(settings, before, encoder.device, task.longest)
     with (
         training_attention(encoder, task.longest, None if before is None else before.attn_implementation) as attention,
         chosen_packing(encoder.model, before, precision.value) as packed,

@@ -120,8 +120,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad = (grad if softcap is None else grad * slope).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ head
-            if grad_head is not None:
-                grad_head += (grad.T @ chunk).float()
+            if grad_head is not None and grad.dtype == torch.float32:
+                grad_head.addmm_(grad.T, chunk)  # a product of its own would be as large as the head again
+            elif grad_head is not None:
+                grad_head += grad.T @ chunk
             if grad_bias is not None:
                 grad_bias += grad.sum(dim=0, dtype=torch.float32)
         ctx.scale, ctx.head_dtype = scale, head.dtype
@@ -134,6 +136,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         factor = upstream[0] * ctx.scale
 
         def times(grad: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
-            return None if grad is None else (grad * factor.to(grad.dtype)).to(dtype or grad.dtype)
+            # In place: a copy would be as large as the head again. Autograd refuses a second backward pass by itself.
+            return None if grad is None else grad.mul_(factor.to(grad.dtype)).to(dtype or grad.dtype)
 
         return times(grad_hidden), times(grad_head, ctx.head_dtype), None, times(grad_bias, ctx.head_dtype), None, None

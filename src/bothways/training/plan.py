@@ -164,7 +164,7 @@ class _Plan:
 
     @property
     def as_set(self) -> Pass:
-        tokens = hardware.choose_tokens_per_batch(self.settings.tokens_per_batch, self.target.device).value
+        tokens = hardware.choose_tokens_per_batch(self.settings.tokens_per_batch, self.target.device, self.tokens).value
         cached = bool(getattr(self.settings, "grad_cache", False))
         return Pass(tokens, cached, self.settings.gradient_checkpointing == "on" and self.footprint.can_checkpoint)
 
