@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from bothways import hardware
 from bothways.hardware import ACCELERATORS, matmul_rate, memory_bytes
 
 CPU = torch.device("cpu")
