@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pyarrow as pa
@@ -126,3 +127,23 @@ def test_mntp_streams_and_the_others_hold_rows(folder: Path) -> None:
     rows, held_out = read_files("simcse", Files(data=(path,)))
     assert isinstance(rows, Rows)
     assert held_out is None
+
+
+def test_a_disk_that_is_full_at_the_end_loses_nothing(folder: Path, tiny_llama_folder: Path) -> None:
+    """The checkpoint after the last step fits, the encoder's folder does not: what was trained is written later."""
+    files = Files(data=(Source(path=str(folder / "a.txt")),))
+    settings = MNTP(block_size=None, **SHARED, tune="lora", lora_r=1)
+    rows, _ = read_files("mntp", files)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
+    weights = sum(weight.numel() * 4 for weight in encoder.model.parameters())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (weights // 2, before[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"no space left to write the trained encoder.*go on with --resume"):
+            train_into(encoder, Step("mntp", settings, files), rows, None, folder / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith("out")) == ["out.checkpoints"]
+    again = convert(tiny_llama_folder, dtype="float32", device="cpu")
+    train_into(again, Step("mntp", settings, files), rows, None, folder / "out")
+    assert Encoder.from_pretrained(folder / "out").record.stages[-1]["stage"] == "mntp"

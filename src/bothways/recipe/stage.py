@@ -9,12 +9,13 @@ from typing import Any
 
 from bothways import data, loading
 from bothways.encoder import Encoder
-from bothways.errors import ConfigError
+from bothways.errors import ConfigError, TrainingError
 from bothways.head import Head
 from bothways.recipe.reader import Files, Step
 from bothways.stages.mntp import mntp
 from bothways.stages.simcse import simcse
 from bothways.stages.supervised import supervised
+from bothways.training.checkpoint import is_full
 from bothways.training.mask_row import recorded_row
 from bothways.training.processes import place, wait
 
@@ -74,9 +75,22 @@ def train_into(encoder: Encoder, step: Step, rows: Given, held_out: Given | None
         resume=checkpoints.exists(),
     )
     if where.main:
-        encoder.save_pretrained(out)
+        _save(encoder, out, checkpoints)
         shutil.rmtree(checkpoints, ignore_errors=True)
     wait(where)
+
+
+def _save(encoder: Encoder, out: Path, checkpoints: Path) -> None:
+    try:
+        encoder.save_pretrained(out)
+    except Exception as problem:
+        if not is_full(problem):
+            raise
+        kept = checkpoints if checkpoints.exists() else "no checkpoint"
+        raise TrainingError(
+            f"{out}: no space left to write the trained encoder; nothing of it was kept there. {kept} is still there: "
+            "make room, and go on with --resume."
+        ) from problem
 
 
 def head_from(base: str, encoder: Encoder) -> Head:

@@ -120,7 +120,8 @@ def is_full(problem: BaseException) -> bool:
     """Whether a write failed for want of space: the disk is full, or the quota, or the largest size of a file."""
     seen: BaseException | None = problem
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in FULL:
+        # safetensors and other libraries in Rust tell of the number in words alone.
+        if (isinstance(seen, OSError) and seen.errno in FULL) or any(f"(os error {n})" in str(seen) for n in FULL):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
