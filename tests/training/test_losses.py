@@ -116,3 +116,20 @@ def test_info_nce_equals_the_references_losses(shared: Path, family: str) -> Non
     assert float(hard) == pytest.approx(float(golden["hardneg_loss_scale20"]), abs=2e-6)
     in_batch = info_nce(queries, documents[:4], temperature=1 / 20)
     assert float(in_batch) == pytest.approx(float(golden["simcse_loss_scale20"]), abs=2e-6)
+
+
+def test_a_tied_heads_gradient_may_go_into_grad_itself() -> None:
+    """Twice in a row, beside the gradient of the embedding that it is tied to: all add up as autograd has it."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(57, 13, generator=generator, dtype=torch.float64)
+    ids, labels = (torch.randint(57, (2, 11), generator=generator) for _ in range(2))
+    grads = []
+    for into_grad in (False, True):
+        tied = torch.nn.Parameter(start.float().clone())
+        for row, wanted in zip(ids, labels, strict=True):
+            (0.3 * token_cross_entropy(tied[row].tanh(), tied, wanted, scale=0.7, into_grad=into_grad)).backward()
+        grads.append(tied.grad)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-5, atol=1e-6)
+    computed = torch.nn.Parameter(start.float().clone())
+    token_cross_entropy(torch.randn(3, 13), computed * 2, labels[0, :3], into_grad=True).backward()
+    assert computed.grad is not None

@@ -77,19 +77,28 @@ def _measure_merged(task: _Task) -> None:
     encoder.record = replace(encoder.record, stages=(*before, {**stage, "held_out_merged": scores}))
 
 
-def mntp_loss(encoder: Encoder, rows: Rows, labels: Rows) -> tuple[Float[Tensor, ""], int]:
+def mntp_loss(encoder: Encoder, rows: Rows, labels: Rows, *, into_grad: bool = False) -> tuple[Float[Tensor, ""], int]:
     """Summed cross-entropy, in nats, of the labels that are not -100, and how many they are.
 
-    `labels` has the hidden token at the position of each token of `rows` that is hidden.
+    `labels` has the hidden token at the position of each token of `rows` that is hidden. `into_grad`: see
+    `token_cross_entropy`; for gradients that `backward` collects, and not under FSDP.
     Raises TrainingError if the encoder has no language-model head.
     """
     head = _head(encoder)
     hidden, wanted = _selected(encoder, rows, labels)
-    return _cross_entropy(head, hidden, wanted), len(wanted)
+    return _cross_entropy(head, hidden, wanted, into_grad), len(wanted)
 
 
-def _cross_entropy(head: Head, hidden: Tensor, labels: Tensor) -> Tensor:
-    return token_cross_entropy(hidden, head.weight, labels, bias=head.bias, softcap=head.softcap, scale=head.scale)
+def _cross_entropy(head: Head, hidden: Tensor, labels: Tensor, into_grad: bool = False) -> Tensor:
+    return token_cross_entropy(
+        hidden,
+        head.weight,
+        labels,
+        bias=head.bias,
+        softcap=head.softcap,
+        scale=head.scale,
+        into_grad=into_grad,
+    )
 
 
 def _selected(encoder: Encoder, rows: Rows, labels: Rows) -> tuple[Float[Tensor, "rows dim"], Int[Tensor, " rows"]]:
@@ -163,7 +172,7 @@ class _Task:
         for number, group in enumerate(shares([len(ids) for ids, _ in masked], place, cut)):
             seed_everything(seed, batch.step, place.rank, number)
             ids, labels = zip(*(masked[i] for i in group.rows), strict=True)
-            loss, _ = mntp_loss(self.encoder, ids, labels)
+            loss, _ = mntp_loss(self.encoder, ids, labels, into_grad=not place.in_step)
             yield Part(loss * (group.weight / max(1, predicted)), sum(map(len, ids)))
 
     def scores(self, cut: Cut) -> dict[str, float]:

@@ -52,13 +52,15 @@ def token_cross_entropy(
     softcap: float | None = None,
     scale: float = 1.0,
     impl: str = "chunked",
+    into_grad: bool = False,
 ) -> Float[Tensor, ""]:
     """Sum of the cross-entropies, in nats, of predicting `labels` from `hidden @ head.T * scale + bias`, in float32.
 
     The sum, not the mean: whoever calls knows how many tokens the global batch predicts. `impl="chunked"` never holds
     more than a few hundred rows of logits and makes the gradient in the forward pass; `impl="reference"` is the plain
     formula. `softcap` bounds logits by `softcap * tanh(logits / softcap)` (Gemma 2); `scale` multiplies them (Cohere,
-    Granite).
+    Granite). With `into_grad` the backward pass adds a trained head's gradient to `head.grad` itself: of a head that is
+    tied to the embedding autograd would hold it, as large as the head, until the gradient of the embedding is there.
 
     Raises ValueError if the rows of `hidden` and `labels` differ, or if `impl` is unknown.
     Source: chunking and the gradient in the forward pass as in Wijmans et al. 2024 (arXiv 2411.09009), sec. 4.
@@ -70,7 +72,7 @@ def token_cross_entropy(
         return F.cross_entropy(logits, labels, reduction="sum")
     if impl != "chunked":
         raise ValueError(f'token_cross_entropy: unknown impl "{impl}". Use "chunked" or "reference".')
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, labels, bias, softcap, scale)
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, labels, bias, softcap, scale, into_grad and head.is_leaf)
     return loss
 
 
@@ -96,6 +98,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         softcap: float | None,
         scale: float,
+        into_grad: bool,
     ) -> Tensor:
         wants_hidden, wants_head, _, wants_bias, *_ = ctx.needs_input_grad
         loss = hidden.new_zeros((), dtype=torch.float32)
@@ -126,7 +129,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 grad_head += grad.T @ chunk
             if grad_bias is not None:
                 grad_bias += grad.sum(dim=0, dtype=torch.float32)
-        ctx.scale, ctx.head_dtype = scale, head.dtype
+        ctx.scale, ctx.head_dtype, ctx.head = scale, head.dtype, head if into_grad else None
         ctx.save_for_backward(grad_hidden, grad_head, grad_bias)
         return loss
 
@@ -139,4 +142,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # In place: a copy would be as large as the head again. Autograd refuses a second backward pass by itself.
             return None if grad is None else grad.mul_(factor.to(grad.dtype)).to(dtype or grad.dtype)
 
-        return times(grad_hidden), times(grad_head, ctx.head_dtype), None, times(grad_bias, ctx.head_dtype), None, None
+        for_head = times(grad_head, ctx.head_dtype)
+        if ctx.head is not None and for_head is not None:
+            ctx.head.grad = for_head if ctx.head.grad is None else ctx.head.grad.add_(for_head)
+            for_head = None
+        return times(grad_hidden), for_head, None, times(grad_bias, ctx.head_dtype), None, None, None
