@@ -11,7 +11,7 @@ import pytest
 
 from bothways.data import Example, Policy, join, read_examples
 from bothways.data.e5 import ENOUGH, SETS, Part, Task, parts_of
-from bothways.errors import DataError
+from bothways.errors import ConfigError, DataError
 
 
 def e5(folder: Path, *names: str, rows: int = 3) -> Path:
@@ -182,6 +182,13 @@ def test_bad_judgements_are_named(tmp_path: Path, qrels: str, problem: str) -> N
     with pytest.raises(DataError) as error:
         read_examples(beir(tmp_path / "set", qrels))
     assert problem in str(error.value)
+
+
+def test_grades_are_no_scores(tmp_path: Path) -> None:
+    folder = beir(tmp_path / "set", "q1\td1\t2\n")
+    assert read_examples(folder)[0].score is None
+    with pytest.raises(ConfigError, match=r'set: "score_max" is for graded pairs; a BEIR folder has none'):
+        read_examples(f"{folder}?score_max=2")
 
 
 def test_bad_rows_of_all_three_files_are_skipped_and_counted(tmp_path: Path) -> None:

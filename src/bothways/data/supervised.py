@@ -14,7 +14,7 @@ from bothways.data.formats import ROWS, Raw, raw_rows, suffix_of
 from bothways.data.reading import OnBadRow, Origin, Rows, Tally, join, stream
 from bothways.data.rows import Example
 from bothways.data.sources import Format, Source, as_source
-from bothways.errors import DataError
+from bothways.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +30,8 @@ def read_examples(path: str | Path | Source, on_bad_row: OnBadRow = "raise") -> 
     source.check_for("examples")
     layout, folder = _layout(source), Path(source.path)
     if layout == "beir":
+        if source.score_max != 1:
+            raise ConfigError(f'{source.name}: "score_max" is for graded pairs; a BEIR folder has none. Leave it out.')
         return read_beir(source, on_bad_row)
     if layout == "rows":
         return _read(source, source.name, source.raw(ROWS, None), on_bad_row)
