@@ -143,19 +143,19 @@ def test_a_parquet_file_that_is_cut_says_where(tmp_path: Path) -> None:
 
 
 def test_examples_come_from_tables_too(tmp_path: Path) -> None:
-    expected = [Example("q1", "p1", ("n1",)), Example("q2", "p2", (), "i")]
-    path = write(tmp_path / "a.csv", "anchor,positive,negative,instruction\nq1,p1,n1,\nq2,p2,,i\n")
+    expected = [Example("q1", "p1", ("n1",), score=0.5), Example("q2", "p2", (), "i")]
+    path = write(tmp_path / "a.csv", "anchor,positive,negative,instruction,score\nq1,p1,n1,,0.5\nq2,p2,,i,\n")
     assert read_examples(path) == expected
     columns = {
         "query": ["q1", "q2"],
         "pos": [["p1"], ["p2"]],
         "neg": [["n1"], None],
         "instruction": [None, "i"],
-        "score": [0.5, 0.7],
+        "score": [0.5, None],
     }
     assert read_examples(parquet(tmp_path / "a.parquet", **columns)) == expected
     with pytest.raises(
-        DataError, match=r'b\.csv row 1 \(line 2\): "query" \(or "anchor"\) is missing; the row has "a"'
+        DataError, match=r'b\.csv row 1 \(line 2\): "query" \(or "anchor", "question"\) is missing; the row has "a"'
     ):
         read_examples(write(tmp_path / "b.csv", "a,positive\nx,y\n"))
 

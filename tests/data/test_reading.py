@@ -55,10 +55,9 @@ def test_examples_take_the_usual_names(tmp_path: Path) -> None:
     [
         ('{"query": "q", "positive": "p", "negative": ""}', '"negative" is empty.'),
         ('{"query": "q", "positive": "p", "neg": ["n", " "]}', '"neg" is empty.'),
-        ('{"query": "q"}', '"positive" (or "pos") is missing; the row has "query".'),
+        ('{"query": "q"}', '"positive" (or "pos", "positives", "positive_passages") is missing; the row has "query".'),
         ('{"query": "q", "anchor": "q", "pos": "p"}', '"query" and "anchor" mean the same; the row has both.'),
         ('{"query": 5, "positive": "p"}', '"query" is a number, expected a text.'),
-        ('{"query": "q", "positive": {"text": "p"}}', '"positive" is an object, expected a text.'),
         ('{"query": "q", "positive": []}', '"positive" is an empty list.'),
         ('{"query": "q", "positive": "p", "instruction": true}', '"instruction" is true or false, expected a text.'),
         ('["q", "p"]', "expected a JSON object, found a list."),

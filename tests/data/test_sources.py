@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bothways.data import Source, Tally, Texts, as_source, read_examples, read_texts
+from bothways.data import Origin, Policy, Source, Tally, Texts, as_source, read_examples, read_texts
 from bothways.errors import ConfigError, DataError
 
 
@@ -60,6 +60,32 @@ def test_a_source_is_written_with_options_behind_a_question_mark() -> None:
     assert as_source("part-?.txt").path == "part-?.txt"
     assert as_source("hub:o/n?config=raw-v1&split=test").name == "hub:o/n:raw-v1:test"
     assert as_source("/some/where/a.txt").name == "a.txt"
+    assert as_source("/some/where?format=beir&split=dev").name == "where:dev"
+
+
+def test_how_examples_are_learnt_from_is_written_so_too() -> None:
+    spelling = "a.csv?in_batch=false&across=false&temperature=0.1&score_max=5&format=rows"
+    source = as_source(f"{spelling}&query_instruction=Who, or what?&document_instruction=A+%26+B")
+    assert source == Source(
+        path="a.csv",
+        in_batch=False,
+        across=False,
+        temperature=0.1,
+        score_max=5.0,
+        format="rows",
+        query_instruction="Who, or what?",
+        document_instruction="A & B",
+    )
+    assert source.policy == Policy(in_batch=False, across=False, temperature=0.1)
+    assert as_source("a.csv?symmetric=true").policy == Policy(symmetric=True)
+    assert as_source("a.csv?weight=2").policy == Policy()
+
+
+def test_what_is_said_of_an_origin_leaves_out_what_nobody_changed() -> None:
+    facts = {"name": "a", "weight": 1.0, "rows": 3, "skipped": 0}
+    assert Origin("a", 1.0, 3, 0).facts == facts
+    policy = Policy(across=False, temperature=0.1)
+    assert Origin("a", 1.0, 3, 0, policy).facts == {**facts, "policy": {"across": False, "temperature": 0.1}}
 
 
 def test_a_file_with_a_question_mark_in_its_name_is_that_file(tmp_path: Path) -> None:
@@ -76,12 +102,33 @@ def test_a_file_with_a_question_mark_in_its_name_is_that_file(tmp_path: Path) ->
         ("a.txt?weight=0", "a.txt: weight=0.0, expected a number above 0."),
         ("a.txt?weight=nan", "a.txt: weight=nan, expected a number above 0."),
         ("a.txt?split=test", 'a.txt: "split" is for data sets of the hub. Leave it out, or write hub:'),
+        ("a.csv?in_batch=no", 'a.csv?in_batch=no: in_batch is "no", expected true or false.'),
+        ("a.csv?temperature=low", 'temperature is "low", expected a number above 0.'),
+        ("a.csv?temperature=0", "a.csv: temperature=0.0, expected a number above 0."),
+        ("a.csv?score_max=-5", "a.csv: score_max=-5.0, expected a number above 0."),
+        ("a.csv?query_instruction=", 'a.csv: "query_instruction" is empty. Leave it out.'),
+        ("a.csv?symmetric=true&in_batch=false", "a.csv: symmetric=True needs in_batch=True: a document is told apart"),
+        ("hub:o/n?format=beir", "hub:o/n: format=beir is for folders. Leave it out, or name a folder."),
         ("", "A source has an empty path."),
     ],
 )
 def test_what_is_wrong_with_a_source_is_named(spelling: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         as_source(spelling)
+
+
+def test_an_unknown_format_is_named(unchecked: None) -> None:
+    with pytest.raises(ConfigError, match=r'a: format is "bier", expected one of "auto", "rows", "e5", "beir"\.'):
+        as_source("a?format=bier")
+
+
+@pytest.mark.parametrize("option", ["in_batch=false", "temperature=2", "query_instruction=q", "format=rows"])
+def test_texts_have_nothing_to_be_told_apart_from(folder: Path, option: str) -> None:
+    message = re.escape(f'a.txt: "{option.split("=")[0]}" is for examples, of which each has a query and documents')
+    with pytest.raises(ConfigError, match=message):
+        Texts([f"{folder / 'a.txt'}?{option}"])
+    with pytest.raises(ConfigError, match=message):
+        read_texts(f"{folder / 'a.txt'}?{option}")
 
 
 def test_texts_are_streamed_source_by_source(folder: Path) -> None:

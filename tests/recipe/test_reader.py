@@ -75,6 +75,20 @@ def test_sources_have_weights_columns_and_splits(folder: Path) -> None:
     )
 
 
+def test_sources_of_examples_say_how_they_are_learnt_from(folder: Path) -> None:
+    data = """
+        - pairs.jsonl?in_batch=false&query_instruction=Find it
+        - {path: pairs.jsonl, symmetric: true, across: false, temperature: 0.1}
+        - {path: pairs.jsonl, score_max: 5, document_instruction: d}"""
+    step = read(write(folder, GOOD.replace("data: [pairs.jsonl, pairs.jsonl]", f"data:{data}"))).steps[1]
+    path = str(folder / "pairs.jsonl")
+    assert step.files.data == (
+        Source(path=path, in_batch=False, query_instruction="Find it"),
+        Source(path=path, symmetric=True, across=False, temperature=0.1),
+        Source(path=path, score_max=5.0, document_instruction="d"),
+    )
+
+
 def test_a_base_beside_the_recipe_is_found_there(folder: Path) -> None:
     (folder / "llama").mkdir()
     assert read(write(folder, "base: llama\n")).base == str(folder / "llama")
@@ -136,7 +150,31 @@ def test_a_base_beside_the_recipe_is_found_there(folder: Path) -> None:
         ("data: texts.txt", "data: {path: texts.txt, weight: 0}", "line 8: texts.txt: weight=0.0, expected a number"),
         ("data: texts.txt", "data: texts.txt?weigth=2", 'line 8: texts.txt?weigth=2: unknown option "weigth". Did you'),
         ("data: texts.txt", "data: {path: texts.txt, split: test}", 'line 8: texts.txt: "split" is for data sets of'),
-        ("data: [pairs.jsonl,", "data: [{path: pairs.jsonl, column: a},", 'line 14: "column" in data of supervised'),
+        (
+            "data: [pairs.jsonl,",
+            "data: [{path: pairs.jsonl, column: a},",
+            'line 14: data of supervised: pairs.jsonl: "column" is for texts; examples have columns of their own',
+        ),
+        (
+            "data: texts.txt",
+            "data: {path: texts.txt, in_batch: false}",
+            'line 8: data of mntp: texts.txt: "in_batch" is for examples, of which each has a query and documents',
+        ),
+        (
+            "data: [pairs.jsonl,",
+            'data: [{path: pairs.jsonl, in_batch: "false"},',
+            'line 14: "in_batch" in data of supervised is "false", expected true or false.',
+        ),
+        (
+            "data: [pairs.jsonl,",
+            "data: [{path: pairs.jsonl, temperature: -1},",
+            "line 14: pairs.jsonl: temperature=-1.0, expected a number above 0.",
+        ),
+        (
+            "data: [pairs.jsonl,",
+            "data: [{path: pairs.jsonl, format: bier},",
+            '"format" in data of supervised is "bier", expected one of "auto", "rows", "e5", "beir".',
+        ),
         (
             "held_out: pairs.jsonl",
             "held_out: {path: pairs.jsonl, weight: 2}",

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bothways import MNTP, Encoder, SimCSE, Supervised, convert, mntp
-from bothways.data import Rows, Source, Texts
+from bothways import MNTP, Encoder, SimCSE, Supervised, convert, data, mntp
+from bothways.data import Rows, Source, Texts, read_examples
 from bothways.errors import ConfigError, TrainingError
 from bothways.recipe.reader import Files, Step
 from bothways.recipe.stage import amount, fingerprint_of, read_files, train_into
@@ -116,6 +116,19 @@ def test_data_are_told_apart_by_content_and_weight(stage: str, folder: Path) -> 
     assert fingerprint(1.0) == before
     path.write_text("other texts\n")
     assert fingerprint(1.0) != before
+
+
+def test_examples_are_told_apart_by_policy_too(folder: Path) -> None:
+    def fingerprint(**keys: float | bool) -> str:
+        source = Source(path=str(folder / "pairs.parquet"), **keys)
+        return fingerprint_of(read_files("supervised", Files(data=(source,)))[0])
+
+    kinds: list[dict[str, float | bool]] = [{}, {"weight": 2.0}, {"across": False}, {"temperature": 0.1}]
+    found = [fingerprint(**keys) for keys in [*kinds, {"weight": 2.0, "across": False}]]
+    assert len(set(found)) == 5
+    # As it was before there were policies, so that what was begun then goes on.
+    plain = read_examples(folder / "pairs.parquet")
+    assert found[:2] == [data.fingerprint(plain), data.fingerprint([data.fingerprint(plain), "[(12, 2.0)]"])]
 
 
 def test_mntp_streams_and_the_others_hold_rows(folder: Path) -> None:

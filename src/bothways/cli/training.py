@@ -21,6 +21,8 @@ class Input:
     """What to train on: files (.txt, .jsonl, .csv, .tsv, each .gz too, .parquet), folders, patterns, hub:OWNER/NAME.
 
     Options stand behind a question mark: "wiki.txt?weight=2", "hub:OWNER/NAME?config=raw&split=train&column=body".
+    Of examples also: in_batch, across, symmetric (true, false), temperature, query_instruction, document_instruction,
+    score_max, format (rows, e5, beir), as in "sts.csv?score_max=5&symmetric=true".
     """
     held_out: Sources = ()
     """What to measure the loss on, written likewise; none: some rows of the data are kept back."""

@@ -1,7 +1,8 @@
 """Files, folders, patterns and data sets of the hub -> texts, examples and documents.
 
-`formats` and `hub` give raw rows with their places, `rows` says what a row means, `sources` where rows come from and
-with which weight, and `reading` joins them. Every bad row is a `DataError` that names the file and the row.
+`formats` and `hub` give raw rows with their places, `rows` and `examples` say what a row means, `sources` where rows
+come from and how they are learnt from, `reading` and `supervised` join them; `e5` and `beir` know two layouts of
+folders. Every bad row is a `DataError` that names the file and the row.
 """
 
 from bothways.data.formats import ROWS, TEXTS
@@ -14,7 +15,6 @@ from bothways.data.reading import (
     join,
     origins_of,
     read_documents,
-    read_examples,
     read_rows,
     read_texts,
 )
@@ -30,7 +30,8 @@ from bothways.data.rows import (
     row_id,
     row_text,
 )
-from bothways.data.sources import KEYS, Source, as_source, below
+from bothways.data.sources import KEYS, Policy, Source, as_source, below
+from bothways.data.supervised import read_examples
 
 __all__ = [
     "KEYS",
@@ -41,6 +42,7 @@ __all__ = [
     "Example",
     "OnBadRow",
     "Origin",
+    "Policy",
     "RowError",
     "Rows",
     "Source",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from bothways.data.formats import ROWS, TEXTS, Raw, lines, raw_rows, suffix_of
-from bothways.data.rows import TEXT, Document, Example, RowError, document_parser, row_examples, row_text
-from bothways.data.sources import Source, as_source, identity
+from bothways.data.formats import TEXTS, Raw, lines, raw_rows, suffix_of
+from bothways.data.rows import TEXT, Document, RowError, document_parser, row_text
+from bothways.data.sources import Policy, Source, as_source, identity
 from bothways.errors import ConfigError, DataError
 
 OnBadRow = Literal["raise", "skip"]
@@ -31,6 +31,14 @@ class Origin:
     weight: float
     rows: int
     skipped: int
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of it: all, but of the policy only what is not the default."""
+        known = asdict(self)
+        policy = {name: value for name, value in known.pop("policy").items() if value != getattr(Policy, name)}
+        return {**known, "policy": policy} if policy else known
 
 
 class Rows(list[Row]):
@@ -85,6 +93,7 @@ class Texts:
         self.sources = tuple(as_source(source) for source in sources)
         self.on_bad_row: OnBadRow = on_bad_row
         for source in self.sources:
+            source.check_for("texts")
             for _, raws in source.raw(TEXTS, source.column):
                 next(iter(raws), None)
 
@@ -109,25 +118,8 @@ def read_texts(path: str | Path | Source, on_bad_row: OnBadRow = "raise", column
     """
     tally = Tally(most=2**63)
     source = as_source(path, column)
+    source.check_for("texts")
     rows = list(_texts(source, on_bad_row, tally))
-    return Rows(rows, tally.listed, [Origin(source.name, source.weight, len(rows), tally.skipped)])
-
-
-def read_examples(path: str | Path | Source, on_bad_row: OnBadRow = "raise") -> Rows[Example]:
-    """The training rows of a source of objects: `.jsonl`, or a table with the same names as columns.
-
-    Fields: "query" or "anchor"; "positive" or "pos", a text or a list of texts, each of which becomes an example of its
-    own; "negatives", "negative" or "neg" (optional), a text or a list; "query_instruction" or "instruction", and
-    "document_instruction" (optional). Other fields are left alone. Raises DataError with file and row.
-    """
-    tally = Tally(most=2**63)
-    source = as_source(path)
-    if source.column != TEXT:
-        raise ConfigError(
-            f'{source.name}: "column" is for texts; examples have columns of their own (query, positive, negatives). '
-            "Leave it out."
-        )
-    rows = list(_stream(source, row_examples, on_bad_row, tally, ROWS, None))
     return Rows(rows, tally.listed, [Origin(source.name, source.weight, len(rows), tally.skipped)])
 
 
@@ -179,23 +171,23 @@ def read_rows(
     return Rows(rows, tally.listed)
 
 
+def stream(
+    name: str, files: Iterable[tuple[str, Iterable[Raw]]], parse: Parse[Row], on_bad_row: OnBadRow, tally: Tally
+) -> Iterator[Row]:
+    """What `parse` makes of the rows of some files, each with its name; `name` is that of the whole in the report.
+
+    Raises DataError for the first bad row, unless it is skipped, and if there is nothing.
+    """
+    _check_on_bad_row(on_bad_row, name)
+    for file, raws in files:
+        yield from _parsed(file, raws, parse, on_bad_row, tally)
+    tally.report(name)
+
+
 def _texts(source: Source, on_bad_row: OnBadRow, tally: Tally) -> Iterator[str]:
     column = source.column
-    return _stream(source, lambda row: (row_text(row, column),), on_bad_row, tally, TEXTS, column)
-
-
-def _stream(
-    source: Source,
-    parse: Parse[Row],
-    on_bad_row: OnBadRow,
-    tally: Tally,
-    suffixes: tuple[str, ...],
-    column: str | None,
-) -> Iterator[Row]:
-    _check_on_bad_row(on_bad_row, source.path)
-    for name, raws in source.raw(suffixes, column):
-        yield from _parsed(name, raws, parse, on_bad_row, tally)
-    tally.report(source.name)
+    files = source.raw(TEXTS, column)
+    return stream(source.name, files, lambda row: (row_text(row, column),), on_bad_row, tally)
 
 
 def _parsed(

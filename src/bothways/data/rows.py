@@ -14,13 +14,17 @@ TEXT = "text"
 
 @dataclass(frozen=True)
 class Example:
-    """One row of supervised training: `positive` answers `query`; none of the similar `negatives` does."""
+    """One row of supervised training: `positive` answers `query`; none of the similar `negatives` does.
+
+    Of a graded pair `score` says how well, from 0 (not at all) to 1.
+    """
 
     query: str
     positive: str
     negatives: tuple[str, ...] = ()
     query_instruction: str | None = None
     document_instruction: str | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def fingerprint(items: Iterable[str | Example | Document]) -> str:
     """SHA-256, in hexadecimal, of the items' contents in their order: what a folder records of the data it saw."""
     digest = hashlib.sha256()
     for item in items:
-        row = item if isinstance(item, str) else list(vars(item).values())
+        row = item if isinstance(item, str) else [value for name, value in vars(item).items() if _counts(name, value)]
         digest.update(json.dumps(row).encode() + b"\n")
     return digest.hexdigest()
 
@@ -51,9 +55,9 @@ def fingerprint(items: Iterable[str | Example | Document]) -> str:
 def row_text(row: Any, column: str = TEXT, *, may_be_empty: bool = False) -> str:
     """The text of a row that is a string, or of its field `column`. Raises RowError."""
     if isinstance(row, str):
-        return _checked(row, column, may_be_empty)
+        return checked(row, column, may_be_empty)
     _, text = row_field(row, column)
-    return _checked(text, column, may_be_empty)
+    return checked(text, column, may_be_empty)
 
 
 def row_id(row: Any, *names: str) -> str:
@@ -61,41 +65,29 @@ def row_id(row: Any, *names: str) -> str:
     name, value = row_field(row, *names)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    return _checked(value, name)
+    return checked(value, name)
 
 
 def row_field(row: Any, *names: str) -> tuple[str, Any]:
     """The one of `names` that the row has, and its value. Raises RowError if it has none of them, or several."""
-    found = _present(row, names)
+    found = present(row, names)
     if not found:
-        others = f" (or {', '.join(_quoted(names[1:]))})" if names[1:] else ""
-        raise RowError(f'"{names[0]}"{others} is missing; the row has {", ".join(_quoted(row)) or "no field"}.')
+        others = f" (or {', '.join(quoted(names[1:]))})" if names[1:] else ""
+        raise RowError(f'"{names[0]}"{others} is missing; the row has {", ".join(quoted(row)) or "no field"}.')
     return found, row[found]
 
 
 def field_text(row: Any, *names: str) -> str:
     """The text under the one of `names` that is there. Raises RowError."""
     name, value = row_field(row, *names)
-    return _checked(value, name)
+    return checked(value, name)
 
 
-def row_examples(row: Any) -> list[Example]:
-    """The examples of a row: one for each of its positives. Raises RowError."""
-    query = field_text(row, "query", "anchor")
-    name, found = row_field(row, "positive", "pos")
-    positives = _texts(found, name)
-    if not positives:
-        raise RowError(f'"{name}" is an empty list.')
-    name, found = _optional(row, "negatives", "negative", "neg")
-    negatives = () if found is None else _texts(found, name)
-    instructions = [
-        None if found is None else _checked(found, name)
-        for name, found in (
-            _optional(row, "query_instruction", "instruction"),
-            _optional(row, "document_instruction"),
-        )
-    ]
-    return [Example(query, positive, negatives, *instructions) for positive in positives]
+def titled_text(row: Any, *, may_be_empty: bool = False) -> str:
+    """The text of a row, its title (where it has one) in front; with a title the text may be empty. Raises RowError."""
+    title = row.get("title") if isinstance(row, Mapping) else None
+    text = row_text(row, may_be_empty=may_be_empty or bool(title))
+    return f"{checked(title, 'title')} {text}".strip() if title else text
 
 
 def document_parser(*, may_be_empty: bool = False) -> Callable[[Any, int], list[Document]]:
@@ -108,39 +100,35 @@ def document_parser(*, may_be_empty: bool = False) -> Callable[[Any, int], list[
         if name in seen:
             raise RowError(f'the id "{name}" is taken by an earlier row.')
         seen.add(name)
-        title = row.get("title") if isinstance(row, Mapping) else None
-        text = row_text(row, may_be_empty=may_be_empty or bool(title))
-        return [Document(name, f"{_checked(title, 'title')} {text}".strip() if title else text)]
+        return [Document(name, titled_text(row, may_be_empty=may_be_empty))]
 
     return parse
 
 
-def _optional(row: Any, *names: str) -> tuple[str, Any]:
-    """The one of `names` that the row has, and its value; None where there is none, it is null, or its cell empty."""
-    name = _present(row, names)
+def optional_field(row: Any, *names: str) -> tuple[str, Any]:
+    """The one of `names` that the row has, and its value; None where there is none, it is null, or its cell empty.
+
+    Raises RowError if the row has several of them.
+    """
+    name = present(row, names)
     value = row[name] if name else None
     return name, None if isinstance(row, Cells) and value == "" else value
 
 
-def _present(row: Any, names: tuple[str, ...]) -> str:
-    """The one of `names` that the row has, or "" if it has none."""
+def present(row: Any, names: Iterable[str]) -> str:
+    """The one of `names` that the row has, or "" if it has none. Raises RowError if it has several."""
     if not isinstance(row, Mapping):
-        raise RowError(f"expected a JSON object, found {_kind(row)}.")
+        raise RowError(f"expected a JSON object, found {kind_of(row)}.")
     found = [name for name in names if name in row]
     if len(found) > 1:
-        raise RowError(f"{' and '.join(_quoted(found))} mean the same; the row has both.")
+        raise RowError(f"{' and '.join(quoted(found))} mean the same; the row has both.")
     return found[0] if found else ""
 
 
-def _texts(value: Any, name: str) -> tuple[str, ...]:
-    if isinstance(value, list):
-        return tuple(_checked(item, name) for item in value)
-    return (_checked(value, name),)
-
-
-def _checked(value: Any, name: str, may_be_empty: bool = False) -> str:
+def checked(value: Any, name: str, may_be_empty: bool = False) -> str:
+    """The value if it is a text to use. Raises RowError."""
     if not isinstance(value, str):
-        raise RowError(f'"{name}" is {_kind(value)}, expected a text.')
+        raise RowError(f'"{name}" is {kind_of(value)}, expected a text.')
     if not may_be_empty and not value.strip():
         raise RowError(f'"{name}" is empty.')
     # JSON can spell half of a surrogate pair, which no tokenizer accepts.
@@ -149,11 +137,13 @@ def _checked(value: Any, name: str, may_be_empty: bool = False) -> str:
     return value
 
 
-def _quoted(names: Iterable[str]) -> list[str]:
+def quoted(names: Iterable[str]) -> list[str]:
+    """Names as errors show them."""
     return [f'"{name}"' for name in names]
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in words."""
     kinds = {
         str: "a text",
         bytes: "bytes",
@@ -163,3 +153,8 @@ def _kind(value: Any) -> str:
         type(None): "null",
     }
     return kinds.get(type(value), "a number")
+
+
+def _counts(name: str, value: Any) -> bool:
+    """A score that is not given is not part of an example."""
+    return name != "score" or value is not None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bothways.data import Document, RowError, document_parser, field_text, read_rows, row_field
+from bothways.data.beir import CORPUS, QUERIES, by_query, part, read_judgements
 from bothways.errors import DataError
 
 
@@ -68,10 +69,12 @@ def read_retrieval(folder: str | Path) -> Retrieval:
     Raises DataError for a missing file, a bad row, or an id that stands in no file.
     """
     folder = Path(folder)
-    documents = _documents(_file(folder, "corpus.jsonl"), may_be_empty=True)
-    queries = _documents(_file(folder, "queries.jsonl"))
-    qrels = _file(folder, "qrels.tsv", "qrels/test.tsv")
-    relevance = _relevance(qrels, {query.id for query in queries}, {document.id for document in documents})
+    documents = _documents(part(folder, CORPUS), may_be_empty=True)
+    queries = _documents(part(folder, QUERIES))
+    qrels = part(folder, "qrels.tsv", "qrels/test.tsv")
+    texts = {document.id: document.text for document in documents}
+    ids = {query.id for query in queries}
+    relevance = by_query(read_judgements(qrels, ids, texts, may_be_empty=True, way_out=WAY_OUT))
     judged = [query for query in queries if any(score > 0 for score in relevance.get(query.id, {}).values())]
     if not judged:
         raise DataError(f"{folder}: no query has a relevant document in {qrels.name}.")
@@ -80,31 +83,6 @@ def read_retrieval(folder: str | Path) -> Retrieval:
 
 def _documents(path: Path, *, may_be_empty: bool = False) -> list[Document]:
     return read_rows(path, document_parser(may_be_empty=may_be_empty), numbered=True, way_out=WAY_OUT)
-
-
-def _relevance(path: Path, queries: set[str], documents: set[str]) -> dict[str, dict[str, int]]:
-    relevance: dict[str, dict[str, int]] = {}
-
-    def parse(row: str, line: int) -> Iterator[None]:
-        cells = row.split("\t") if "\t" in row else row.split()
-        if len(cells) == 4:
-            del cells[1]
-        if len(cells) != 3:
-            raise RowError(f"expected query-id, document-id and score, found {len(cells)} columns.")
-        query, document, score = (cell.strip() for cell in cells)
-        if line == 1 and query not in queries and not _is_whole(score):
-            return
-        if not _is_whole(score):
-            raise RowError(f'the score "{score}" is not a whole number.')
-        if query not in queries:
-            raise RowError(f'the query "{query}" is not in queries.jsonl.')
-        if document not in documents:
-            raise RowError(f'the document "{document}" is not in corpus.jsonl.')
-        relevance.setdefault(query, {})[document] = int(score)
-        yield
-
-    read_rows(path, parse, suffixes=(".tsv",), numbered=True, as_lines=True, way_out=WAY_OUT)
-    return relevance
 
 
 def _pair(row: Any) -> list[tuple[str, str, float]]:
@@ -116,16 +94,3 @@ def _pair(row: Any) -> list[tuple[str, str, float]]:
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
         raise RowError(f'"score" is {score!r}, expected a number.')
     return [(first, second, float(score))]
-
-
-def _file(folder: Path, *names: str) -> Path:
-    for name in names:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
-    wanted = " or ".join(names)
-    raise DataError(f"{folder}: {wanted} (plain or .gz) is missing. BEIR layout has a corpus, queries and qrels.")
-
-
-def _is_whole(text: str) -> bool:
-    return text.removeprefix("-").isdigit()

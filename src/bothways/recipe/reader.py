@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 import yaml
 
-from bothways.data import KEYS, TEXT, OnBadRow, Source, as_source, below
+from bothways.data import KEYS, OnBadRow, Source, as_source, below
 from bothways.errors import ConfigError
 from bothways.recipe.nodes import Document
 from bothways.stages.convert import Convert
@@ -116,8 +116,10 @@ def _sources(document: Document, node: yaml.Node, key: str, stage: str) -> Itera
         document.fail(node, f"{where} is an empty list. Name a file.")
     for item in nodes:
         source = _source(document, item, where)
-        if stage == "supervised" and source.column != TEXT:
-            document.fail(item, f'"column" in {where}: examples have columns of their own. Leave it out.')
+        try:
+            source.check_for("examples" if stage == "supervised" else "texts")
+        except ConfigError as problem:
+            document.fail(item, f"{where}: {problem}")
         found = below(source, document.path.parent)
         there = found.is_hub or Path(found.path).exists() or glob.glob(found.path, recursive=True)
         if document.files_exist and not there:

@@ -44,12 +44,15 @@ def _read(stage: str, sources: Sequence[data.Source], on_bad_row: data.OnBadRow)
 
 
 def fingerprint_of(rows: Given) -> str:
-    """SHA-256 of everything about the rows that decides what is learnt from them, weights included."""
+    """SHA-256 of everything about the rows that decides what is learnt from them, weights and policies included."""
     if isinstance(rows, data.Texts):
         return rows.fingerprint()
-    weights = [(origin.rows, origin.weight) for origin in rows.origins] if isinstance(rows, data.Rows) else []
-    found = data.fingerprint(rows)
-    return found if all(weight == 1 for _, weight in weights) else data.fingerprint([found, repr(weights)])
+    origins = rows.origins if isinstance(rows, data.Rows) else []
+    found, plain = data.fingerprint(rows), data.Policy()
+    if all(origin.weight == 1 and origin.policy == plain for origin in origins):
+        return found
+    shares = [(o.rows, o.weight, *([] if o.policy == plain else [o.policy])) for o in origins]
+    return data.fingerprint([found, repr(shares)])
 
 
 def amount(rows: Given) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from bothways.data import Example, Rows, Texts, fingerprint, origins_of
@@ -100,7 +100,7 @@ def data_facts(call: str, train: Sequence[Any] | Tokens, held_out: Sequence[Any]
         "fingerprint": _fingerprint(train),
         "held_out_items": len(held_out),
         "held_out_fingerprint": _fingerprint(held_out),
-        **({"sources": [asdict(origin) for origin in origins]} if origins else {}),
+        **({"sources": [origin.facts for origin in origins]} if origins else {}),
     }
 
 
