@@ -124,7 +124,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ head
             if grad_head is not None and grad.dtype == torch.float32:
-                torch.addmm(grad_head, grad.T, chunk, out=grad_head)  # a product of its own would be as large as the head again
+                # A product of its own would be as large as the head again.
+                torch.addmm(grad_head, grad.T, chunk, out=grad_head)
             elif grad_head is not None:
                 grad_head += grad.T @ chunk
             if grad_bias is not None:
