@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from bothways.bidirectional.probe import Certificate as Certificate
     from bothways.encoder import Encoder as Encoder
     from bothways.stages.convert import convert as convert
+    from bothways.stages.distil import distil as distil
     from bothways.stages.mntp import mntp as mntp
     from bothways.stages.simcse import simcse as simcse
     from bothways.stages.supervised import supervised as supervised
     from bothways.training.settings import MNTP as MNTP
+    from bothways.training.settings import Distil as Distil
     from bothways.training.settings import SimCSE as SimCSE
     from bothways.training.settings import Supervised as Supervised
 
@@ -24,11 +26,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Certificate": "bidirectional.probe",
+    "Distil": "training.settings",
     "Encoder": "encoder",
     "MNTP": "training.settings",
     "SimCSE": "training.settings",
     "Supervised": "training.settings",
     "convert": "stages.convert",
+    "distil": "stages.distil",
     "make_bidirectional": "bidirectional.conversion",
     "mntp": "stages.mntp",
     "simcse": "stages.simcse",

@@ -111,7 +111,17 @@ def test_the_last_passes_that_fit_are_computed_once(
     """Of five passes with 10, 9, 8, 8 and 7 tokens; never none, and as many as the largest pass would hold."""
     lengths = [10, 9, 8, 8, 7]
     row = encoder.tokenise(["word " * 40])[0]
-    rows = [type(row)(row.ids[:n], *(getattr(row, f)[:n] if isinstance(getattr(row, f), (list, tuple)) else getattr(row, f) for f in row.__dataclass_fields__ if f != "ids")) for n in lengths]
+    rows = [
+        type(row)(
+            row.ids[:n],
+            *(
+                getattr(row, f)[:n] if isinstance(getattr(row, f), (list, tuple)) else getattr(row, f)
+                for f in row.__dataclass_fields__
+                if f != "ids"
+            ),
+        )
+        for n in lengths
+    ]
     real, passes = encoder.embed, []
 
     def embed(given: list) -> Tensor:
@@ -119,13 +129,22 @@ def test_the_last_passes_that_fit_are_computed_once(
         return real(given)
 
     monkeypatch.setattr(encoder, "embed", embed)
-    run(encoder, partial(gradcache, encoder, rows, lambda v: v.sum(), seed=(), place=ALONE, cut=partial(packs, tokens=1), alive=alive))
+    run(
+        encoder,
+        partial(
+            gradcache, encoder, rows, lambda v: v.sum(), seed=(), place=ALONE, cut=partial(packs, tokens=1), alive=alive
+        ),
+    )
     one = [[n] for n in lengths]
-    assert passes == [(False, n) for n in one[:twice]] + [(True, n) for n in one[twice:]] + [(True, n) for n in one[:twice]]
+    assert passes == [(False, n) for n in one[:twice]] + [(True, n) for n in one[twice:]] + [
+        (True, n) for n in one[:twice]
+    ]
 
 
 def test_small_last_passes_are_kept_with_what_the_largest_holds(encoder: Encoder, rows: list) -> None:
-    found = Passes(encoder, rows, (), ALONE, lambda lengths: [[0, 1, 2, 3], [4], [5], *([i] for i in range(6, len(lengths)))])
+    found = Passes(
+        encoder, rows, (), ALONE, lambda lengths: [[0, 1, 2, 3], [4], [5], *([i] for i in range(6, len(lengths)))]
+    )
     sizes = [found.tokens(number) for number in range(found.count)]
     count = found.kept(0)
     assert sum(sizes[-count:]) <= max(sizes) < sum(sizes[-count - 1 :])
@@ -156,6 +175,9 @@ def test_weights_of_the_loss_are_trained_too(encoder: Encoder, rows: list, alive
 
     vectors = embed_all(encoder, rows, partial(packs, tokens=150), ()).detach()
     (expected,) = torch.autograd.grad(scaled(vectors), scale)
-    run(encoder, partial(gradcache, encoder, rows, scaled, seed=(), place=ALONE, cut=partial(packs, tokens=150), alive=alive))
+    run(
+        encoder,
+        partial(gradcache, encoder, rows, scaled, seed=(), place=ALONE, cut=partial(packs, tokens=150), alive=alive),
+    )
     assert scale.grad is not None
     torch.testing.assert_close(scale.grad, expected)

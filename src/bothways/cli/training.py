@@ -10,7 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from bothways.cli.options import Opening, Sources, flat, misused, open_encoder, quiet, say
 from bothways.data import TEXT, OnBadRow, as_source
 from bothways.errors import ConfigError
-from bothways.training.settings import MNTP, SimCSE, Supervised, Training
+from bothways.training.settings import MNTP, Distil, SimCSE, Supervised, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,22 @@ def supervised(
     _train("supervised", encoder, files, settings, opening)
 
 
+def distil(
+    encoder: Positional[str],
+    files: OmitArgPrefixes[TextInput],
+    settings: OmitArgPrefixes[Distil],
+    opening: OmitArgPrefixes[Opening],
+) -> None:
+    """Train to give the vectors of a teacher.
+
+    Args:
+        encoder: Folder of the encoder to train.
+    """
+    if not settings.teacher:
+        misused("distil: --teacher is missing. Name a folder of sentence-transformers, or a .parquet file of vectors.")
+    _train("distil", encoder, files, settings, opening)
+
+
 def _train(
     stage: str, folder: str, files: Input, settings: Training, opening: Opening, base: str | None = None
 ) -> None:
@@ -116,7 +132,7 @@ def _train(
     column = files.column if isinstance(files, TextInput) else TEXT
     data, held_out = ([as_source(item, column) for item in flat(given)] for given in (files.data, files.held_out))
     step = Step(stage, settings, Files(data=tuple(data), held_out=tuple(held_out), on_bad_row=files.on_bad_row))
-    rows, held_out_rows = read_files(stage, step.files)
+    rows, held_out_rows = read_files(step)
     quiet()
     encoder = open_encoder(folder, opening)
     if base is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
@@ -14,9 +14,9 @@ from bothways.data import KEYS, OnBadRow, Source, as_source, below
 from bothways.errors import ConfigError
 from bothways.recipe.nodes import Document
 from bothways.stages.convert import Convert
-from bothways.training.settings import MNTP, SimCSE, Supervised, Training
+from bothways.training.settings import MNTP, Distil, SimCSE, Supervised, Training
 
-SETTINGS: dict[str, type[Training]] = {"mntp": MNTP, "simcse": SimCSE, "supervised": Supervised}
+SETTINGS: dict[str, type[Training]] = {"mntp": MNTP, "simcse": SimCSE, "supervised": Supervised, "distil": Distil}
 TOP = ("base", "convert", "stages", "evaluate")
 
 
@@ -25,7 +25,7 @@ class Files:
     """What a stage reads."""
 
     data: tuple[Source, ...] = ()
-    """What to train on: texts for mntp and simcse, examples for supervised."""
+    """What to train on: texts for mntp and simcse, examples for supervised, either for distil."""
     held_out: tuple[Source, ...] = ()
     """What to measure the loss on; none: some rows of `data` are kept back."""
     on_bad_row: OnBadRow = "raise"
@@ -57,6 +57,12 @@ class Recipe:
     convert: Convert
     steps: tuple[Step, ...]
     tasks: tuple[Path, ...]
+
+
+def reads(stage: str, settings: Training) -> Literal["texts", "examples"]:
+    """What the rows of the stage are."""
+    contrasting = isinstance(settings, Distil) and settings.contrastive > 0
+    return "examples" if stage == "supervised" or contrasting else "texts"
 
 
 def read(path: str | Path, *, files_exist: bool = True) -> Recipe:
@@ -95,29 +101,46 @@ def _step(document: Document, node: yaml.Node) -> Step:
     keys = document.mapping(value, stage, [*file_keys, *(item.name for item in fields(settings))])
     if "data" not in keys:
         document.fail(key, f'"data" is missing in {stage}. Name a file, or a list of files.')
+    how = document.settings(keys, settings, stage)
+    if isinstance(how, Distil):
+        how = replace(how, teacher=_teacher(document, key, keys, how.teacher))
     on_bad_row = document.settings(
         {name: keys[name] for name in ("on_bad_row",) if name in keys}, Files, stage
     ).on_bad_row
     sources = {
-        name: tuple(_sources(document, keys[name][1], name, stage)) for name in ("data", "held_out") if name in keys
+        name: tuple(_sources(document, keys[name][1], f"{name} of {stage}", reads(stage, how)))
+        for name in ("data", "held_out")
+        if name in keys
     }
     try:
         files = Files(**sources, on_bad_row=on_bad_row)
     except ConfigError as problem:
         document.fail(keys["held_out"][0], str(problem))
-    return Step(stage, document.settings(keys, settings, stage), files)
+    return Step(stage, how, files)
 
 
-def _sources(document: Document, node: yaml.Node, key: str, stage: str) -> Iterator[Source]:
+def _teacher(document: Document, key: yaml.Node, keys: Mapping[str, tuple[yaml.Node, yaml.Node]], teacher: str) -> str:
+    """Where the teacher is: a path relative to the recipe's folder if it is there, else a name of the hub."""
+    if not teacher:
+        document.fail(key, '"teacher" is missing in distil. Name a folder, a .parquet file of vectors, or a hub id.')
+    local = document.path.parent / teacher
+    if document.files_exist and teacher.endswith(".parquet") and not local.is_file():
+        document.fail(
+            keys["teacher"][0],
+            f"teacher of distil: {teacher} does not exist. Paths are relative to the recipe's folder.",
+        )
+    return str(local) if local.exists() else teacher
+
+
+def _sources(document: Document, node: yaml.Node, where: str, what: Literal["texts", "examples"]) -> Iterator[Source]:
     """One source or a list of them, each a path or a mapping, with the paths made relative to the recipe's folder."""
-    where = f"{key} of {stage}"
     nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
     if not nodes:
         document.fail(node, f"{where} is an empty list. Name a file.")
     for item in nodes:
         source = _source(document, item, where)
         try:
-            source.check_for("examples" if stage == "supervised" else "texts")
+            source.check_for(what)
         except ConfigError as problem:
             document.fail(item, f"{where}: {problem}")
         found = below(source, document.path.parent)

@@ -82,7 +82,7 @@ def _plan(recipe: Recipe, out: Path) -> list[_Planned]:
     conversion = {"stage": "convert", "base": recipe.base, **_plain(asdict(recipe.convert))}
     plan = [_Planned(out / "0-convert", conversion)]
     for number, step in enumerate(recipe.steps, start=1):
-        rows, held_out = read_files(step.stage, step.files)
+        rows, held_out = read_files(step)
         identity = {
             "stage": step.stage,
             **_plain(asdict(step.settings)),

@@ -11,7 +11,8 @@ from bothways import data, loading
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError, TrainingError
 from bothways.head import Head
-from bothways.recipe.reader import Files, Step
+from bothways.recipe.reader import Step, reads
+from bothways.stages.distil import distil
 from bothways.stages.mntp import mntp
 from bothways.stages.simcse import simcse
 from bothways.stages.supervised import supervised
@@ -19,9 +20,7 @@ from bothways.training.checkpoint import is_full
 from bothways.training.mask_row import recorded_row
 from bothways.training.processes import place, wait
 
-TRAIN: dict[str, Callable[..., Encoder]] = {"mntp": mntp, "simcse": simcse, "supervised": supervised}
-READ: dict[str, Callable[..., data.Rows[Any]]] = {"simcse": data.read_texts, "supervised": data.read_examples}
-"""Stages that hold their rows in memory. mntp has them streamed."""
+TRAIN: dict[str, Callable[..., Encoder]] = {"mntp": mntp, "simcse": simcse, "supervised": supervised, "distil": distil}
 
 Given = Sequence[Any] | data.Texts
 """Rows, or where to stream them from."""
@@ -32,15 +31,18 @@ def checkpoints_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.checkpoints")
 
 
-def read_files(stage: str, files: Files) -> tuple[Given, Given | None]:
+def read_files(step: Step) -> tuple[Given, Given | None]:
     """The rows to train on and those to measure the loss on (None: the stage keeps some back). Raises DataError."""
-    return _read(stage, files.data, files.on_bad_row), _read(stage, files.held_out, files.on_bad_row) or None
+    files = step.files
+    return _read(step, files.data, files.on_bad_row), _read(step, files.held_out, files.on_bad_row) or None
 
 
-def _read(stage: str, sources: Sequence[data.Source], on_bad_row: data.OnBadRow) -> Given:
-    if stage not in READ:
+def _read(step: Step, sources: Sequence[data.Source], on_bad_row: data.OnBadRow) -> Given:
+    if step.stage == "mntp":
         return data.Texts(sources, on_bad_row) if sources else []
-    return data.join(READ[stage](source, on_bad_row) for source in sources)
+    if reads(step.stage, step.settings) == "texts":
+        return data.join(data.read_texts(source, on_bad_row) for source in sources)
+    return data.join(data.read_examples(source, on_bad_row) for source in sources)
 
 
 def fingerprint_of(rows: Given) -> str:

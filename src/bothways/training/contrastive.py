@@ -50,6 +50,11 @@ class Pairs:
         return info_nce(vectors[:count], vectors[count:], temperature=temperature, ignore=ignore)
 
 
+def graphs_alive(settings: Contrastive) -> float:
+    """Tokens whose graphs `gradcache` may keep."""
+    return 0 if settings.grad_cache else math.inf
+
+
 def contrastive_parts(
     encoder: Encoder,
     pairs: Pairs,
@@ -72,7 +77,7 @@ def contrastive_parts(
         seed=seed,
         place=place,
         cut=cut,
-        alive=0 if settings.grad_cache else math.inf,
+        alive=graphs_alive(settings),
     )
 
 

@@ -72,9 +72,7 @@ def gradcache(
 class Passes:
     """The forward passes by which this process embeds its rows of a global batch."""
 
-    def __init__(
-        self, encoder: Encoder, rows: Sequence[TextIds], seed: Sequence[int], place: Place, cut: Cut
-    ) -> None:
+    def __init__(self, encoder: Encoder, rows: Sequence[TextIds], seed: Sequence[int], place: Place, cut: Cut) -> None:
         self.encoder, self.rows, self.seed, self.place = encoder, rows, (*seed, place.rank), place
         lengths = [len(row) for row in rows]
         # A process without a row takes part too: it has the shortest one to learn how long a vector is.
@@ -118,9 +116,7 @@ class Passes:
         return (vectors * slopes[group.rows]).sum() * group.weight
 
 
-def embed_all(
-    encoder: Encoder, rows: Sequence[TextIds], cut: Cut, seed: Sequence[int]
-) -> Float[Tensor, "rows dim"]:
+def embed_all(encoder: Encoder, rows: Sequence[TextIds], cut: Cut, seed: Sequence[int]) -> Float[Tensor, "rows dim"]:
     """Vectors of the rows, in their order, all of them by this process, under the dropout of `seed`."""
     passes = Passes(encoder, rows, seed, Place(0, 1), cut)
     return passes.in_order([passes.embed(number) for number in range(passes.count)])

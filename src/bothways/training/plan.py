@@ -14,7 +14,7 @@ from bothways import hardware
 from bothways.errors import ConfigError
 from bothways.provenance import EncoderSettings
 from bothways.training.footprint import Footprint, UncountableError
-from bothways.training.settings import MNTP, Contrastive, Supervised, Training
+from bothways.training.settings import MNTP, Contrastive, Distil, Supervised, Training
 from bothways.training.skeleton import Making, Sizes, Skeleton, refuse_no_decoder
 from bothways.training.target import Target
 
@@ -93,9 +93,11 @@ def row_tokens(settings: Training, encoder: EncoderSettings) -> int:
 
 
 def rows_of(settings: Training) -> int:
-    """Rows of one step: blocks; or two views of each text; or queries, positives and hard negatives."""
+    """Rows of one step: blocks or texts; or two views of each text; or queries, positives and hard negatives."""
     if isinstance(settings, Supervised):
         return settings.batch_size * (2 + settings.negatives)
+    if isinstance(settings, Distil):
+        return settings.batch_size * (2 if settings.contrastive else 1)
     return settings.batch_size * (2 if isinstance(settings, Contrastive) else 1)
 
 

@@ -223,6 +223,36 @@ class SimCSE(Contrastive):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Distil(Contrastive):
+    """Distillation: the student's vectors, and their similarities, are to be those of a teacher."""
+
+    teacher: str = ""
+    """A folder (or hub id) of sentence-transformers; or a .parquet file with the columns "text" and "vector"."""
+    cosine: float = 1.0
+    """Weight of the distance (1 - cosine) to the teacher's vector of the same text."""
+    similarity: float = 1.0
+    """Weight of the divergence, in nats, between the teacher's and the student's similarities within a batch."""
+    similarity_temperature: float = 0.05
+    """Similarities of both are divided by it first; smaller looks at the nearest texts alone."""
+    contrastive: float = 0.0
+    """Weight of the contrastive loss; above 0 the data are examples (query, positive), else texts."""
+    batch_size: int = 128
+    """Texts, or examples, of one step, over all processes. Mathematics: similarities are those within the batch."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    warm_up: float = 0.1
+    """Share of the steps in which the learning rate rises linearly to its peak."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("cosine", "similarity", "contrastive"):
+            _within(self, name, low=0.0)
+        _within(self, "similarity_temperature", low=0.0, open_low=True)
+        if not (self.cosine or self.similarity):
+            raise ConfigError("Distil(cosine=0, similarity=0): nothing is learnt from the teacher. Raise one of them.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Supervised(Contrastive):
     """Supervised contrastive learning: a query belongs to its positive, not to any other document of the batch.
 
