@@ -30,7 +30,7 @@ from bothways.data.rows import (
     row_id,
     row_text,
 )
-from bothways.data.sources import KEYS, Source, as_source, below
+from bothways.data.sources import KEYS, Policy, Source, as_source, below
 
 __all__ = [
     "KEYS",
@@ -41,6 +41,7 @@ __all__ = [
     "Example",
     "OnBadRow",
     "Origin",
+    "Policy",
     "RowError",
     "Rows",
     "Source",

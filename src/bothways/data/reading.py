@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from bothways.data.formats import ROWS, TEXTS, Raw, lines, raw_rows, suffix_of
 from bothways.data.rows import TEXT, Document, Example, RowError, document_parser, row_examples, row_text
-from bothways.data.sources import Source, as_source, identity
+from bothways.data.sources import Policy, Source, as_source, identity
 from bothways.errors import ConfigError, DataError
 
 OnBadRow = Literal["raise", "skip"]
@@ -31,6 +31,14 @@ class Origin:
     weight: float
     rows: int
     skipped: int
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record says of it: all, but of the policy only what is not the default."""
+        known = asdict(self)
+        policy = {name: value for name, value in known.pop("policy").items() if value != getattr(Policy, name)}
+        return {**known, "policy": policy} if policy else known
 
 
 class Rows(list[Row]):

@@ -26,6 +26,20 @@ _OPTIONS = re.compile(r"(?P<path>.+?)\?(?P<options>\w+=.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the examples of a source are told apart from."""
+
+    in_batch: bool = True
+    """Whether the documents of the other examples of a batch are negatives; if not, a query has its own hard ones."""
+    across: bool = True
+    """Whether those on other processes are negatives too."""
+    symmetric: bool = False
+    """Whether documents look for their queries too."""
+    temperature: float | None = None
+    """Divides the cosine similarities; None: the stage's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """One source of rows."""
 

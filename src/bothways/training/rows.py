@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from bothways.data import Example, Rows, Texts, fingerprint, origins_of
@@ -11,7 +11,7 @@ from bothways.encoder import Encoder
 from bothways.errors import DataError
 from bothways.text import TextIds, check_texts
 from bothways.training import token_cache
-from bothways.training.batches import Share, split_held_out
+from bothways.training.batches import Share, balanced, split_held_out
 from bothways.training.settings import Training
 from bothways.training.tokens import Blocks, Tokens
 
@@ -76,13 +76,20 @@ def _kept(items: Sequence[Item], left_out: set[int]) -> Rows[Item]:
     return rows
 
 
-def shares_of(rows: Sequence[Any] | Tokens | Blocks) -> tuple[Share, ...]:
-    """How many rows there are, and how often each is to be seen; rows in one share where all are seen alike."""
+def shares_of(
+    rows: Sequence[Any] | Tokens | Blocks, *, size_exponent: float = 1.0, apart: bool = False
+) -> tuple[Share, ...]:
+    """How many rows each source has, and how often each row is to be seen (see `batches.balanced`).
+
+    All are one share where no source is known, or, unless the sources are to stay `apart`, where all are seen alike.
+    """
     if isinstance(rows, Tokens | Blocks):
         shares = [Share(count, weight) for weight, count in rows.weights]
     else:
         shares = [Share(origin.rows, origin.weight) for origin in origins_of(rows)]
-    return (Share(len(rows)),) if all(share.weight == 1 for share in shares) else tuple(shares)
+    shares = list(balanced(shares, size_exponent))
+    alike = not apart and all(share.weight == 1 for share in shares)
+    return (Share(len(rows)),) if alike or not shares else tuple(shares)
 
 
 def data_facts(call: str, train: Sequence[Any] | Tokens, held_out: Sequence[Any] | Tokens) -> dict[str, Any]:
@@ -100,7 +107,7 @@ def data_facts(call: str, train: Sequence[Any] | Tokens, held_out: Sequence[Any]
         "fingerprint": _fingerprint(train),
         "held_out_items": len(held_out),
         "held_out_fingerprint": _fingerprint(held_out),
-        **({"sources": [asdict(origin) for origin in origins]} if origins else {}),
+        **({"sources": [origin.facts for origin in origins]} if origins else {}),
     }
 
 
