@@ -70,7 +70,7 @@ def test_sources_are_trained_on_and_recorded_by_name(
 def test_a_weight_changes_which_items_are_shown(folder: Path, tiny_llama_folder: Path) -> None:
     encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
     task = _Task(encoder, read_files(step_of("mntp", three(folder, 3.0)))[0], [], MNTP(block_size=None))
-    assert [(share.count, share.weight) for share in task.shares] == [(20, 1.0), (20, 3.0), (20, 1.0)]
+    assert [(share.count, share.weight) for share in task.order.shares] == [(20, 1.0), (20, 3.0), (20, 1.0)]
 
 
 def test_a_resumed_run_over_weighted_sources_ends_as_an_uninterrupted_one(

@@ -6,20 +6,24 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bothways import Encoder, Supervised, convert, supervised
-from bothways.data import Example
-from bothways.errors import DataError
+from bothways.data import Example, Origin, Policy, Rows
+from bothways.errors import ConfigError, DataError, TrainingError
 from bothways.packing import packing, packs
-from bothways.stages.supervised import _Rows
+from bothways.stages.supervised import _about, _Rows, _Task, _texts
+from bothways.training.batches import Order, Share
 from bothways.training.contrastive import contrastive_parts
+from bothways.training.dropout import Dropout
 from bothways.training.loop import Place
 from bothways.training.losses import info_nce
 
 SMALL = Supervised(steps=2, batch_size=6, max_length=24, learning_rate=1e-3, precision="fp32", held_out_items=12)
 ALONE = Place(0, 1)
+NONE = Dropout(None, 0)
 
 
 @pytest.fixture
@@ -34,6 +38,12 @@ def examples(texts: list[str], negatives: int = 2) -> list[Example]:
         )
         for i, text in enumerate(texts)
     ]
+
+
+def sources(texts: list[str], **policies: Policy) -> Rows[Example]:
+    """Examples of some sources, 20 of each, with policies of their own."""
+    origins = [Origin(f"{name}.jsonl", 1.0, 20, 0, policy) for name, policy in policies.items()]
+    return Rows(examples(texts[: 20 * len(origins)], negatives=1), origins=origins)
 
 
 def batch_loss(encoder: Encoder, settings: Supervised, rows: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -122,6 +132,108 @@ def test_it_teaches_to_find_the_rest_of_other_texts(encoder: Encoder, real_texts
     assert after["loss"] < before["loss"] - 0.2
 
 
-def test_nothing_to_train_on_is_refused(encoder: Encoder) -> None:
+def test_each_batch_is_of_one_source_and_has_its_temperature(encoder: Encoder, real_texts: list[str]) -> None:
+    rows = sources(real_texts, a=Policy(), b=Policy(temperature=0.3))
+    task = _Task(encoder, rows, [], SMALL, NONE)
+    found = set()
+    for step in range(6):
+        batch = task.order.batch(step)
+        assert {item // 20 for item in batch.items} == {batch.share}
+        pairs = task.train.pairs(batch.items, batch.visits)
+        vectors = torch.cat([encoder.embed([row]) for row in pairs.rows]).detach()
+        with packing(encoder.model), torch.no_grad():
+            loss = sum(part.loss.item() for part in task.parts(batch, ALONE, partial(packs, tokens=8192)))
+        assert loss == pytest.approx(pairs.loss(vectors, (0.02, 0.3)[batch.share]).item(), rel=1e-4)
+        found.add(batch.share)
+    assert found == {0, 1}
+    start = task.start(partial(packs, tokens=99))
+    assert "each batch is of one of 2 sources" in start
+    assert "4 of 40 examples, others in each epoch, wait for the next one: too few for a batch" in start
+    assert "(a.jsonl 2, b.jsonl 2)" in start
+    assert [source.get("policy") for source in task.facts["data"]["sources"]] == [None, {"temperature": 0.3}]
+
+
+def test_mixed_batches_need_one_policy(encoder: Encoder, real_texts: list[str]) -> None:
+    mixed = replace(SMALL, batching="mixed")
+    task = _Task(encoder, sources(real_texts, a=Policy(temperature=0.3), b=Policy(temperature=0.3)), [], mixed, NONE)
+    assert {len({item // 20 for item in task.order.batch(step).items}) for step in range(6)} == {2}
+    assert task.of_share[task.order.batch(0).share].temperature == 0.3
+    with pytest.raises(
+        ConfigError,
+        match=r'Supervised\(batching="mixed"\): temperature is None for a\.jsonl and 0\.3 for b\.jsonl, but a batch of '
+        r'several sources has only one\. Use batching="homogeneous", or say the same of all\.',
+    ):
+        _Task(encoder, sources(real_texts, a=Policy(), b=Policy(temperature=0.3)), [], mixed, NONE)
+
+
+def test_small_sources_are_seen_more_often_where_it_is_asked_for(encoder: Encoder, real_texts: list[str]) -> None:
+    origins = [Origin("large", 1.0, 54, 0), Origin("small", 1.0, 6, 0)]
+    rows = Rows(examples(real_texts[:60]), origins=origins)
+    task = _Task(encoder, rows, [], replace(SMALL, size_exponent=0.0), NONE)
+    assert sorted(task.order.batch(step).share for step in range(10)) == [0] * 5 + [1] * 5
+
+
+def test_texts_are_the_same_whatever_the_instruction_and_the_side() -> None:
+    rows = [
+        Example("q", "a", ("n",), "find"),
+        Example("q", "b", ("a",), "other"),
+        Example("b", "c"),
+        Example("q", "c"),
+        Example("q", "c"),
+    ]
+    found = _texts(rows[:3], [Origin("x", 1.0, 3, 0)])
+    assert found.tolist() == [[0, 1], [0, 2], [2, 3]]
+    # Nothing of another example is a negative in the second source.
+    hard_only = Policy(in_batch=False)
+    found = _texts(rows, [Origin("x", 1.0, 3, 0), Origin("y", 1.0, 2, 0, hard_only)])
+    assert found[:3].tolist() == [[0, 1], [0, 2], [2, 3]]
+    assert len(set(found[3:].flatten().tolist()) - {0, 1, 2, 3}) == 4
+
+
+def test_what_does_not_come_into_a_batch_is_said() -> None:
+    labels = np.array([[10 + i, i % 2] for i in range(30)])
+    order = Order([Share(30)], 8, 0, apart=True, texts=labels)
+    assert list(_about(order, ["labels"])) == [
+        "6 of 30 examples, others in each epoch, wait for the next one: too few for a batch",
+        "18 more in the first epoch: a text of theirs is in every batch with room",
+        "with in_batch=false for a source its texts may stand together",
+    ]
+    apart = np.arange(96).reshape(48, 2)
+    order = Order([Share(3), Share(0), *[Share(9)] * 5], 8, 0, apart=True, texts=apart)
+    assert list(_about(order, list("abcdefg"))) == [
+        "each batch is of one of 7 sources",
+        "one smaller batch an epoch where there are too few examples for one of 8 (a 3)",
+        "5 of 48 examples, others in each epoch, wait for the next one: too few for a batch (c 1, d 1, e 1, f 1, g 1)",
+    ]
+    assert list(_about(Order([Share(3)], 8, 0), ["a"])) == [
+        "one smaller batch an epoch where there are too few examples for one of 8 (3)"
+    ]
+    assert list(_about(Order([Share(16)], 8, 0, apart=True), ["a"])) == []
+    many = Order([Share(9 + i) for i in range(7)], 8, 0, apart=True)
+    assert list(_about(many, list("abcdefg")))[-1].endswith("(g 7, f 6, e 5, d 4, c 3, 2 more)")
+
+
+def test_several_sources_resumed_equal_uninterrupted(
+    tiny_llama_folder: Path, real_texts: list[str], tmp_path: Path
+) -> None:
+    """CPU, float32, into the second epoch."""
+    settings = replace(SMALL, steps=9, save_every=8, held_out_items=0)
+    ends = []
+    for resume in (False, True):
+        encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
+        rows = sources(real_texts, a=Policy(), b=Policy(temperature=0.3))
+        supervised(encoder, rows, settings, checkpoint_dir=tmp_path, resume=resume, show_progress=False)
+        ends.append(encoder.state_dict())
+        for path in tmp_path.iterdir():
+            if path.name != "step-00000008.pt":
+                path.unlink()
+        assert [path.name for path in tmp_path.iterdir()] == ["step-00000008.pt"]
+    assert all(ends[1][name].equal(weight) for name, weight in ends[0].items())
+    rows = sources(real_texts, a=Policy(), b=Policy(temperature=0.2))
+    with pytest.raises(TrainingError, match="cannot be resumed: data sources was"):
+        supervised(encoder, rows, settings, checkpoint_dir=tmp_path, resume=True, show_progress=False)
+
+
+def test_refusals(encoder: Encoder, real_texts: list[str]) -> None:
     with pytest.raises(DataError, match="supervised: no item to train on"):
         supervised(encoder, [], SMALL)

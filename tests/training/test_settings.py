@@ -32,6 +32,7 @@ WRONG = [
         'MNTP(schedule="wsd", warm_up=0.5, decay=0.6): expected warm_up + decay <= 1.',
     ),
     (Supervised, {"negatives": -1}, "Supervised(negatives=-1): expected a whole number, 0 <= negatives."),
+    (Supervised, {"size_exponent": 2}, "Supervised(size_exponent=2): expected 0 <= size_exponent <= 1."),
 ]
 
 
@@ -46,7 +47,11 @@ def test_wrong_types_are_named_without_torch() -> None:
     """In a process of its own, where no checked signature speaks first; settings alone load neither torch nor peft."""
     script = """
 import sys
-from bothways import MNTP
+from bothways import MNTP, Supervised
+try:
+    Supervised(batching="one")
+except ValueError as error:
+    print(error)
 for values in ({"schedule": "step"}, {"steps": 2.5}, {"learning_rate": "high"}, {"seed": True}):
     try:
         MNTP(**values)
@@ -56,6 +61,7 @@ assert not {"torch", "peft", "transformers"} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
+        'Supervised(batching=\'one\'): expected one of "homogeneous", "mixed".',
         'MNTP(schedule=\'step\'): expected one of "cosine", "linear", "constant", "wsd".',
         "MNTP(steps=2.5): expected a whole number, 1 <= steps.",
         "MNTP(learning_rate='high'): expected 0 < learning_rate.",

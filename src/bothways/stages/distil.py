@@ -18,7 +18,7 @@ from bothways.data import Example
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError
 from bothways.text import TextIds, check_texts
-from bothways.training.batches import Batch, same_meaning
+from bothways.training.batches import Batch, Order, same_meaning
 from bothways.training.contrastive import graphs_alive
 from bothways.training.gradcache import embed_all, gradcache
 from bothways.training.loop import Cut, Part, Place, train
@@ -33,10 +33,10 @@ SAMPLE = 2048
 
 def distil(
     encoder: Encoder,
-    items: Sequence[str] | Sequence[Example],
+    items: Sequence[str | Example],
     settings: Distil,
     *,
-    held_out: Sequence[str] | Sequence[Example] | None = None,
+    held_out: Sequence[str | Example] | None = None,
     checkpoint_dir: str | Path | None = None,
     resume: bool = False,
     show_progress: bool = True,
@@ -58,8 +58,8 @@ def distil(
             'Distil(teacher=""): there is nobody to learn from. Name a folder of sentence-transformers, or a .parquet '
             "file of vectors."
         )
-    train_items, held_out = hold_out(items, held_out, settings)
-    task = _Task(encoder, train_items, held_out, settings)
+    train_items, measured = hold_out(items, held_out, settings)
+    task = _Task(encoder, train_items, measured, settings)
     return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
 
 
@@ -73,7 +73,7 @@ class _Task:
     ) -> None:
         self.encoder, self.settings = encoder, settings
         data = data_facts("distil", items, held_out)
-        self.shares = shares_of(items)
+        self.order = Order(shares_of(items), settings.batch_size, settings.seed)
         self.rows, self.held_out = _Rows(encoder, items, settings), _Rows(encoder, held_out, settings)
         self.longest = max(self.rows.longest, self.held_out.longest)
         self.projection: Tensor | None = None

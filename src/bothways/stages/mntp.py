@@ -18,7 +18,7 @@ from bothways.encoder import Encoder
 from bothways.errors import ConfigError, DataError, TrainingError
 from bothways.head import Head
 from bothways.packing import Rows, packing
-from bothways.training.batches import Batch
+from bothways.training.batches import Batch, Order
 from bothways.training.loop import Cut, Part, Place, train
 from bothways.training.losses import rows_per_chunk, token_cross_entropy
 from bothways.training.mask_row import NEW, make_row
@@ -136,7 +136,7 @@ class _Task:
         self.rows, self.held_out = self._rows(training), self._rows(measured)
         if not len(self.rows):
             raise DataError("mntp: no text has a token to predict besides its first one. Give longer texts.")
-        self.shares = shares_of(self.rows)
+        self.order = Order(shares_of(self.rows), settings.batch_size, settings.seed)
         self.longest = max(int(rows.lengths.max(initial=0)) for rows in (self.rows, self.held_out))
         wish = settings.mask_token
         self.mask = make_row(encoder) if wish == NEW else choose_mask_token(encoder.tokenizer, wish)

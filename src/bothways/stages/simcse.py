@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from bothways.encoder import Encoder
 from bothways.errors import TrainingError
 from bothways.text import TextIds, check_texts
-from bothways.training.batches import Batch, same_meaning
+from bothways.training.batches import Batch, Order, same_meaning
 from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores
 from bothways.training.dropout import Dropout, dropout_of
 from bothways.training.gradcache import embed_all
@@ -64,7 +64,7 @@ class _Task:
         self.facts: Mapping[str, Any] = {"data": data_facts("simcse", texts, held_out)}
         self.rows = tokenise(encoder, texts, max_length=settings.max_length)
         self.held_out_rows = tokenise(encoder, held_out, max_length=settings.max_length)
-        self.shares = shares_of(texts)
+        self.order = Order(shares_of(texts), settings.batch_size, settings.seed)
         self.longest = max(len(row) for row in [*self.rows, *self.held_out_rows])
 
     def start(self, cut: Cut) -> str:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bothways.data import Example
+import numpy as np
+from numpy.typing import NDArray
+
+from bothways.data import Example, Origin, origins_of
 from bothways.encoder import Encoder
+from bothways.errors import ConfigError
 from bothways.text import TextIds, check_texts
-from bothways.training.batches import Batch, same_meaning
+from bothways.training.batches import Batch, Order, numbered, same_meaning
 from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores
-from bothways.training.dropout import dropout_of
+from bothways.training.dropout import Dropout, dropout_of
 from bothways.training.loop import Cut, Part, Place, train
 from bothways.training.rows import data_facts, hold_out, shares_of, tokenise
 from bothways.training.settings import Supervised
+
+MANY = 0.1
+"""Share of an epoch's examples; if more than that are left out for their texts, the way out is said."""
+LISTED = 5
+"""So many sources are named."""
 
 
 def supervised(
@@ -30,11 +40,13 @@ def supervised(
 ) -> Encoder:
     """Train the encoder, in place, on queries and the documents that answer them; returns it with its record.
 
-    Every other document of a batch is a negative of a query, unless it is the text of one of that query's positives.
+    A batch is of one source's examples (`settings.batching`), no two of which have a query or positive in common. Every
+    other document of it is a negative of a query, unless it is the text of one of that query's positives.
     `held_out` are examples to measure loss and accuracy on; None keeps back `settings.held_out_items` of `examples`.
     With a `checkpoint_dir` the run can be resumed (see `training.loop.train`).
 
-    Raises TrainingError if the run fails, DataError if there is no example.
+    Raises TrainingError if the run fails, DataError if there is no example, ConfigError for batches that mix sources
+    of different policies.
     Source: LLM2Vec (arXiv 2404.05961), sec. 4.1.
     """
     settings = Supervised() if settings is None else settings
@@ -55,26 +67,37 @@ class _Task:
         examples: Sequence[Example],
         held_out: Sequence[Example],
         settings: Supervised,
-        dropout: str,
+        dropout: Dropout,
     ) -> None:
         self.encoder, self.settings, self.dropout = encoder, settings, dropout
         self.facts: Mapping[str, Any] = {"data": data_facts("supervised", examples, held_out)}
         self.train, self.held_out = _Rows(encoder, examples, settings), _Rows(encoder, held_out, settings)
-        self.shares = shares_of(examples)
+        self.sources = origins_of(examples) or [Origin("examples", 1.0, len(examples), 0)]
+        apart = settings.batching == "homogeneous"
+        if not apart:
+            _check_alike(self.sources)
+        shares = shares_of(examples, size_exponent=settings.size_exponent, apart=apart)
+        texts = _texts(examples, self.sources)
+        self.order = Order(shares, settings.batch_size, settings.seed, apart=apart, texts=texts)
+        temperatures = [source.policy.temperature for source in self.sources]
+        self.of_share = [settings if own is None else replace(settings, temperature=own) for own in temperatures]
         self.longest = max(self.train.longest, self.held_out.longest)
 
     def start(self, cut: Cut) -> str:
-        """What dropout there is."""
-        return self.dropout
+        """What dropout there is, and what the batches are."""
+        return "; ".join([str(self.dropout), *_about(self.order, [source.name for source in self.sources])])
 
     def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """The loss of the batch: each query against every document."""
         pairs = self.train.pairs(batch.items, batch.visits)
-        seed = (self.settings.seed, batch.step)
-        return contrastive_parts(self.encoder, pairs, self.settings, seed, place, cut)
+        settings = self.of_share[batch.share]
+        return contrastive_parts(self.encoder, pairs, settings, (settings.seed, batch.step), place, cut)
 
     def scores(self, cut: Cut) -> dict[str, float]:
-        """Loss and accuracy on held-out examples, in batches of the training size, without dropout."""
+        """Loss and accuracy on held-out examples, in batches of the training size, without dropout.
+
+        At the stage's temperature, whichever source they are of.
+        """
         self.encoder.eval()
         count, size = len(self.held_out.examples), self.settings.batch_size
         batches = (self.held_out.pairs(range(i, min(i + size, count))) for i in range(0, count, size))
@@ -122,3 +145,56 @@ class _Rows:
     def _text(self, item: int, number: int) -> str:
         example = self.examples[item]
         return example.positive if number == 0 else example.negatives[number - 1]
+
+
+def _texts(examples: Sequence[Example], sources: Sequence[Origin]) -> NDArray[np.int64]:
+    """Numbers of the query and the positive of each example, equal where the texts are, whatever the instructions."""
+    texts = numbered(text for example in examples for text in (example.query, example.positive)).reshape(-1, 2)
+    start = 0
+    for source in sources:
+        if not source.policy.in_batch:
+            # No example meets the texts of another one: only itself must not be there twice.
+            own = np.arange(2 * start, 2 * (start + source.rows)).reshape(-1, 2)
+            texts[start : start + source.rows] = texts.size + own
+        start += source.rows
+    return texts
+
+
+def _check_alike(sources: Sequence[Origin]) -> None:
+    """Raises ConfigError if they differ in policy."""
+    first = sources[0]
+    for other in sources:
+        for name, value in asdict(first.policy).items():
+            if (theirs := getattr(other.policy, name)) != value:
+                raise ConfigError(
+                    f'Supervised(batching="mixed"): {name} is {value} for {first.name} and {theirs} for {other.name}, '
+                    'but a batch of several sources has only one. Use batching="homogeneous", or say the same of all.'
+                )
+
+
+def _about(order: Order, names: Sequence[str]) -> Iterator[str]:
+    """How examples come into batches, and which do not."""
+    apart = order.apart and len(names) > 1
+
+    def listed(counts: Mapping[int, int]) -> str:
+        most = sorted(counts, key=lambda share: -counts[share])
+        named = [f"{names[share]} {counts[share]:,}" for share in most[:LISTED]]
+        more = [f"{len(most) - LISTED} more"] if len(most) > LISTED else []
+        return f" ({', '.join(named + more)})" if apart else ""
+
+    if apart:
+        yield f"each batch is of one of {len(names)} sources"
+    if smaller := order.smaller():
+        sizes = listed(smaller) if apart else f" ({smaller[0]})"
+        yield f"one smaller batch an epoch where there are too few examples for one of {order.size}{sizes}"
+    left_out = order.left_out(0)
+    few = {share: left.few for share, left in left_out.items() if left.few}
+    twice = {share: left.twice for share, left in left_out.items() if left.twice}
+    if few:
+        rest = f"{sum(few.values()):,} of {order.seen:,} examples"
+        yield f"{rest}, others in each epoch, wait for the next one: too few for a batch{listed(few)}"
+    if twice:
+        count = sum(twice.values())
+        yield f"{count:,} more in the first epoch: a text of theirs is in every batch with room{listed(twice)}"
+        if count > MANY * order.seen:
+            yield "with in_batch=false for a source its texts may stand together"

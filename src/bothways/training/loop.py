@@ -97,8 +97,7 @@ def _set_up(
         compiled(encoder, wanted=settings.compile),
     ):
         count = sum(master.numel() for master in share.masters.values())
-        items = sum(share.count for share in task.shares)
-        show.say(f"{items:,} items, {count:,} weights to train, {precision.value} ({precision.why})")
+        show.say(f"{task.order.count:,} items, {count:,} weights to train, {precision.value} ({precision.why})")
         show.say(f"{attention.value} attention ({attention.why}); {packed.why}")
         show.say(f"{micro_batch.value:,} tokens at once ({micro_batch.why})")
         if place.processes > 1:

@@ -11,11 +11,11 @@ from bothways.encoder import Encoder
 from bothways.errors import DataError
 from bothways.text import TextIds, check_texts
 from bothways.training import token_cache
-from bothways.training.batches import Share, split_held_out
+from bothways.training.batches import Share, balanced, split_held_out
 from bothways.training.settings import Training
 from bothways.training.tokens import Blocks, Tokens
 
-Item = TypeVar("Item", str, Example)
+Item = TypeVar("Item", str, Example, str | Example)
 
 
 def tokenise(
@@ -76,13 +76,20 @@ def _kept(items: Sequence[Item], left_out: set[int]) -> Rows[Item]:
     return rows
 
 
-def shares_of(rows: Sequence[Any] | Tokens | Blocks) -> tuple[Share, ...]:
-    """How many rows there are, and how often each is to be seen; rows in one share where all are seen alike."""
+def shares_of(
+    rows: Sequence[Any] | Tokens | Blocks, *, size_exponent: float = 1.0, apart: bool = False
+) -> tuple[Share, ...]:
+    """How many rows each source has, and how often each row is to be seen (see `batches.balanced`).
+
+    All are one share where no source is known, or, unless the sources are to stay `apart`, where all are seen alike.
+    """
     if isinstance(rows, Tokens | Blocks):
         shares = [Share(count, weight) for weight, count in rows.weights]
     else:
         shares = [Share(origin.rows, origin.weight) for origin in origins_of(rows)]
-    return (Share(len(rows)),) if all(share.weight == 1 for share in shares) else tuple(shares)
+    shares = list(balanced(shares, size_exponent))
+    alike = not apart and all(share.weight == 1 for share in shares)
+    return (Share(len(rows)),) if alike or not shares else tuple(shares)
 
 
 def data_facts(call: str, train: Sequence[Any] | Tokens, held_out: Sequence[Any] | Tokens) -> dict[str, Any]:

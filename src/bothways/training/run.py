@@ -16,7 +16,6 @@ import torch
 from bothways.errors import TrainingError
 from bothways.training import checkpoint, sharded
 from bothways.training.average import Average
-from bothways.training.batches import Order
 from bothways.training.choices import Choices
 from bothways.training.interrupt import asked_to_stop
 from bothways.training.meeting import all_settle
@@ -73,7 +72,6 @@ class Run:
         self.trackers, self.folder, self.identity = around.trackers, around.folder, around.identity
         self._choices = around.choices
         self.place = self.share.place
-        self.order = Order(task.shares, settings.batch_size, settings.seed)
         self.optimiser = optimiser_of(self.share.masters, settings.weight_decay)
         self.average = Average(self.share.masters, settings.ema_decay) if settings.ema_decay else None
         self.state = State()
@@ -200,7 +198,7 @@ class Run:
     def _gradient(self, number: int) -> tuple[float, int]:
         """This process's share of the batch's loss and gradient, and the tokens it computed."""
         total, tokens = torch.zeros((), device=self.task.encoder.device), 0
-        parts = iter(self.task.parts(self.order.batch(number), self.place, self.memory.cut))
+        parts = iter(self.task.parts(self.task.order.batch(number), self.place, self.memory.cut))
         found: list[Part] = []
 
         def forward() -> torch.Tensor | None:

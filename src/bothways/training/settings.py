@@ -15,6 +15,7 @@ Tune = Literal["lora", "dora", "qlora", "full"]
 TrainingPrecision = Literal["auto", "fp32", "bf16"]
 MaskScheme = Literal["bert", "all"]
 MaskSchedule = Literal["fixed", "linear", "uniform"]
+Batching = Literal["homogeneous", "mixed"]
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -269,10 +270,16 @@ class Supervised(Contrastive):
     """Cosine similarities are divided by it; smaller is sharper."""
     negatives: int = 1
     """Hard negatives used of each example; where it has more, they are drawn anew in every epoch."""
+    batching: Batching = "homogeneous"
+    """What a batch is made of: homogeneous (examples of one source, another one in each step) or mixed (of all)."""
+    size_exponent: float = 1.0
+    """Share of a source in the steps: weight x items ** size_exponent. 1: by size; 0: all alike. alpha of XLM-R."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _whole(self, "negatives", low=0)
+        _one_of(self, "batching", ("homogeneous", "mixed"))
+        _within(self, "size_exponent", low=0.0, high=1.0)
 
 
 def _within(

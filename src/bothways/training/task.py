@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from bothways.encoder import Encoder
-from bothways.training.batches import Batch, Share
+from bothways.training.batches import Batch, Order
 from bothways.training.processes import Place
 
 Cut = Callable[[Sequence[int]], list[list[int]]]
@@ -30,8 +30,8 @@ class Task(Protocol):
 
     name: str
     encoder: Encoder
-    shares: tuple[Share, ...]
-    """How many items there are to train on, and how often each is seen."""
+    order: Order
+    """Which items to train on make up which batch."""
     longest: int
     """Tokens of the longest row."""
     facts: Mapping[str, Any]
