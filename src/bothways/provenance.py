@@ -82,6 +82,11 @@ class Record:
         }
         return replace(self, stages=(*self.stages, entry))
 
+    def amended(self, **facts: Any) -> Record:
+        """A record whose last stage says more."""
+        *before, last = self.stages
+        return replace(self, stages=(*before, {**last, **facts}))
+
 
 def versions() -> dict[str, str]:
     """Versions of what decides about the numbers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,10 @@ def _measure_merged(task: _Task) -> None:
     They are a mean with the weights from before the stage, or the adapters are no longer on layers of 4 bits.
     """
     encoder = task.encoder
-    *before, stage = encoder.record.stages
+    stage = encoder.record.stages[-1]
     with packing(encoder.model) as packed:
         scores = task.scores(partial(packed.groups, tokens=stage["settings"]["tokens_per_batch"]))
-    encoder.record = replace(encoder.record, stages=(*before, {**stage, "held_out_merged": scores}))
+    encoder.record = encoder.record.amended(held_out_merged=scores)
 
 
 def mntp_loss(encoder: Encoder, rows: Rows, labels: Rows, *, into_grad: bool = False) -> tuple[Float[Tensor, ""], int]:

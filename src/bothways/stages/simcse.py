@@ -13,10 +13,11 @@ from bothways.encoder import Encoder
 from bothways.errors import TrainingError
 from bothways.text import TextIds, check_texts
 from bothways.training.batches import Batch, Order, same_meaning
-from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores
+from bothways.training.contrastive import contrastive_parts, contrastive_scores
 from bothways.training.dropout import Dropout, dropout_of
 from bothways.training.gradcache import embed_all
 from bothways.training.loop import Cut, Part, Place, train
+from bothways.training.objective import Pairs, objective
 from bothways.training.rows import data_facts, hold_out, shares_of, tokenise
 from bothways.training.settings import SimCSE
 
@@ -60,7 +61,7 @@ class _Task:
         self, encoder: Encoder, texts: Sequence[str], held_out: Sequence[str], settings: SimCSE, dropout: Dropout
     ) -> None:
         self.encoder, self.settings, self.dropout = encoder, settings, dropout
-        self.texts, self.held_out = texts, held_out
+        self.texts, self.held_out, self.objective = texts, held_out, objective(settings)
         self.facts: Mapping[str, Any] = {"data": data_facts("simcse", texts, held_out)}
         self.rows = tokenise(encoder, texts, max_length=settings.max_length)
         self.held_out_rows = tokenise(encoder, held_out, max_length=settings.max_length)
@@ -95,14 +96,15 @@ class _Task:
         """The loss of the batch: each text's first view against every second view."""
         pairs = _views([self.texts[i] for i in batch.items], [self.rows[i] for i in batch.items])
         seed = (self.settings.seed, batch.step)
-        return contrastive_parts(self.encoder, pairs, self.settings, seed, place, cut)
+        return contrastive_parts(self.encoder, pairs, self.objective, self.settings, seed, place, cut)
 
     def scores(self, cut: Cut) -> dict[str, float]:
         """Loss and accuracy on held-out texts, in batches of the training size, always under the same dropout."""
         self.encoder.train()
         size, texts, rows = self.settings.batch_size, self.held_out, self.held_out_rows
-        batches = (_views(texts[i : i + size], rows[i : i + size]) for i in range(0, len(texts), size))
-        return contrastive_scores(self.encoder, batches, self.settings, (self.settings.seed, HELD_OUT), cut)
+        cuts = (slice(start, start + size) for start in range(0, len(texts), size))
+        batches = ((_views(texts[cut], rows[cut]), self.objective) for cut in cuts)
+        return contrastive_scores(self.encoder, batches, (self.settings.seed, HELD_OUT), cut)
 
 
 def _views(texts: Sequence[str], rows: list[TextIds]) -> Pairs:

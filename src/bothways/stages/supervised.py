@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from numpy.typing import NDArray
 
 from bothways.data import Example, Origin, origins_of
 from bothways.encoder import Encoder
-from bothways.errors import ConfigError
+from bothways.errors import ConfigError, DataError
 from bothways.text import TextIds, check_texts
 from bothways.training.batches import Batch, Order, numbered, same_meaning
-from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores
+from bothways.training.contrastive import contrastive_parts, contrastive_scores
 from bothways.training.dropout import Dropout, dropout_of
 from bothways.training.loop import Cut, Part, Place, train
+from bothways.training.losses import LearnableTemperature
+from bothways.training.objective import Pairs, objective
 from bothways.training.rows import data_facts, hold_out, shares_of, tokenise
 from bothways.training.settings import Supervised
+from bothways.training.tuning import TEMPERATURE
 
 MANY = 0.1
 """Share of an epoch's examples; if more than that are left out for their texts, the way out is said."""
@@ -42,18 +46,23 @@ def supervised(
 
     A batch is of one source's examples (`settings.batching`), no two of which have a query or positive in common. Every
     other document of it is a negative of a query, unless it is the text of one of that query's positives.
+    What the source's policy says of negatives, directions and temperature holds for its batches; where its examples
+    have scores, `settings.graded_loss` is what they are learnt with.
     `held_out` are examples to measure loss and accuracy on; None keeps back `settings.held_out_items` of `examples`.
     With a `checkpoint_dir` the run can be resumed (see `training.loop.train`).
 
-    Raises TrainingError if the run fails, DataError if there is no example, ConfigError for batches that mix sources
-    of different policies.
+    Raises TrainingError if the run fails, DataError if there is no example, or a source has scores for some of its
+    examples only, ConfigError for batches that mix sources of different policies.
     Source: LLM2Vec (arXiv 2404.05961), sec. 4.1.
     """
     settings = Supervised() if settings is None else settings
     train_examples, held_out = hold_out(examples, held_out, settings)
-    with dropout_of(encoder.model, settings.dropout) as dropout:
-        task = _Task(encoder, train_examples, held_out, settings, str(dropout))
-        return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
+    with dropout_of(encoder.model, settings.dropout) as dropout, learnt_temperature(encoder, settings) as learnt:
+        task = _Task(encoder, train_examples, held_out, settings, dropout, learnt)
+        train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
+    if learnt is not None:
+        encoder.record = encoder.record.amended(temperature=float(learnt()))
+    return encoder
 
 
 class _Task:
@@ -68,6 +77,7 @@ class _Task:
         held_out: Sequence[Example],
         settings: Supervised,
         dropout: Dropout,
+        learnt: LearnableTemperature | None = None,
     ) -> None:
         self.encoder, self.settings, self.dropout = encoder, settings, dropout
         self.facts: Mapping[str, Any] = {"data": data_facts("supervised", examples, held_out)}
@@ -79,8 +89,17 @@ class _Task:
         shares = shares_of(examples, size_exponent=settings.size_exponent, apart=apart)
         texts = _texts(examples, self.sources)
         self.order = Order(shares, settings.batch_size, settings.seed, apart=apart, texts=texts)
-        temperatures = [source.policy.temperature for source in self.sources]
-        self.of_share = [settings if own is None else replace(settings, temperature=own) for own in temperatures]
+        graded = _graded(examples, self.sources)
+        if not apart and len(set(graded)) > 1:
+            raise ConfigError(
+                'Supervised(batching="mixed"): some sources have scores and some have none, which are learnt with '
+                'different losses. Use batching="homogeneous".'
+            )
+        self.of_share = [
+            objective(settings, source.policy, graded=scored, learnt=learnt)
+            for source, scored in zip(self.sources, graded, strict=True)
+        ]
+        self.of_held_out = {scored: objective(settings, graded=scored, learnt=learnt) for scored in (False, True)}
         self.longest = max(self.train.longest, self.held_out.longest)
 
     def start(self, cut: Cut) -> str:
@@ -88,20 +107,24 @@ class _Task:
         return "; ".join([str(self.dropout), *_about(self.order, [source.name for source in self.sources])])
 
     def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
-        """The loss of the batch: each query against every document."""
-        pairs = self.train.pairs(batch.items, batch.visits)
-        settings = self.of_share[batch.share]
-        return contrastive_parts(self.encoder, pairs, settings, (settings.seed, batch.step), place, cut)
+        """The loss of the batch, as its source's policy says."""
+        pairs, loss = self.train.pairs(batch.items, batch.visits), self.of_share[batch.share]
+        seed = (self.settings.seed, batch.step)
+        return contrastive_parts(self.encoder, pairs, loss, self.settings, seed, place, cut)
 
     def scores(self, cut: Cut) -> dict[str, float]:
         """Loss and accuracy on held-out examples, in batches of the training size, without dropout.
 
-        At the stage's temperature, whichever source they are of.
+        As the stage says, whichever source they are of; graded pairs apart.
         """
         self.encoder.eval()
-        count, size = len(self.held_out.examples), self.settings.batch_size
-        batches = (self.held_out.pairs(range(i, min(i + size, count))) for i in range(0, count, size))
-        return contrastive_scores(self.encoder, batches, self.settings, (self.settings.seed,), cut)
+        size, examples = self.settings.batch_size, self.held_out.examples
+        batches = []
+        for scored in (False, True):
+            own = [i for i, example in enumerate(examples) if (example.score is not None) == scored]
+            cuts = (own[start : start + size] for start in range(0, len(own), size))
+            batches += [(self.held_out.pairs(items), self.of_held_out[scored]) for items in cuts]
+        return contrastive_scores(self.encoder, batches, (self.settings.seed,), cut)
 
 
 class _Rows:
@@ -132,7 +155,15 @@ class _Rows:
         keys = [(self.examples[i].query, self.examples[i].query_instruction) for i in items]
         ignore = same_meaning(keys, [self._text(i, j) for i, j in places])
         documents = [self.documents[i][j] for i, j in places]
-        return Pairs([self.queries[i] for i in items], documents, ignore, list(owners))
+        given = [self.examples[i].score for i in items]
+        scores = [score for score in given if score is not None]
+        return Pairs(
+            [self.queries[i] for i in items],
+            documents,
+            ignore,
+            list(owners),
+            scores if len(scores) == len(items) else None,
+        )
 
     def _negatives(self, item: int, visit: int) -> list[int]:
         count = len(self.examples[item].negatives)
@@ -158,6 +189,35 @@ def _texts(examples: Sequence[Example], sources: Sequence[Origin]) -> NDArray[np
             texts[start : start + source.rows] = texts.size + own
         start += source.rows
     return texts
+
+
+def _graded(examples: Sequence[Example], sources: Sequence[Origin]) -> list[bool]:
+    """Of each source, whether its examples have scores. Raises DataError where some have and some have not."""
+    found, start = [], 0
+    for source in sources:
+        having = [example.score is not None for example in examples[start : start + source.rows]]
+        if any(having) and not all(having):
+            raise DataError(
+                f"{source.name}: {sum(having):,} of {len(having):,} examples have a score. Give all of them one, or "
+                "put the others into a source of their own."
+            )
+        found.append(any(having))
+        start += source.rows
+    return found
+
+
+@contextmanager
+def learnt_temperature(encoder: Encoder, settings: Supervised) -> Iterator[LearnableTemperature | None]:
+    """The temperature that is trained along with the encoder, as a part of it for the length of the stage."""
+    if not settings.learn_temperature:
+        yield None
+        return
+    learnt = LearnableTemperature(settings.temperature).to(encoder.device)
+    encoder.add_module(TEMPERATURE, learnt)
+    try:
+        yield learnt
+    finally:
+        delattr(encoder, TEMPERATURE)
 
 
 def _check_alike(sources: Sequence[Origin]) -> None:

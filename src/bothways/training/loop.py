@@ -135,6 +135,11 @@ def _shared(
             f'MNTP(mask_token="new", tune="{settings.tune}") under FSDP: the one row that is trained is not sharded. '
             'Use tune="full", or replicas (torchrun without an FSDP configuration).'
         )
+    if isinstance(settings, Supervised) and settings.learn_temperature:
+        raise ConfigError(
+            "Supervised(learn_temperature=True) under FSDP: the one number is not sharded. Leave it out, or use "
+            "replicas (torchrun without an FSDP configuration)."
+        )
     device = encoder.device
     encoder.to("cpu")
     try:

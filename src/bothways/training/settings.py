@@ -16,6 +16,10 @@ TrainingPrecision = Literal["auto", "fp32", "bf16"]
 MaskScheme = Literal["bert", "all"]
 MaskSchedule = Literal["fixed", "linear", "uniform"]
 Batching = Literal["homogeneous", "mixed"]
+GradedLoss = Literal["cosent", "bixse"]
+DIRECTIONS = ("q->d", "d->q", "q->q", "d->d")
+LOWEST_TEMPERATURE = 0.01
+"""Of one that is learnt (CLIP)."""
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
@@ -187,6 +191,10 @@ class Contrastive(Training):
     """Cosine similarities are divided by it; smaller is sharper."""
     dropout: float | None = None
     """Attention dropout during this stage; None: what the model's config says."""
+    matryoshka: tuple[int, ...] = ()
+    """Numbers of first dimensions that are to stand alone too: the loss is the sum of that of each and of all."""
+    spread_out: float = 0.0
+    """Weight of the mean squared cosine of different texts, which spreads the vectors over the sphere."""
     grad_cache: bool = False
     """Embed the batch without graphs first, all but the last part, then part by part with them: the memory of one part
     for up to a third more time."""
@@ -194,6 +202,12 @@ class Contrastive(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         _within(self, "temperature", low=0.0, open_low=True)
+        _within(self, "spread_out", low=0.0)
+        for dim in self.matryoshka:
+            if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
+                raise ConfigError(
+                    f"{type(self).__name__}(matryoshka={self.matryoshka!r}): expected whole numbers above 0."
+                )
         if self.dropout is not None:
             _within(self, "dropout", low=0.0, high=1.0, open_high=True)
 
@@ -268,6 +282,17 @@ class Supervised(Contrastive):
     """Share of the steps in which the learning rate rises linearly to its peak."""
     temperature: float = 0.02
     """Cosine similarities are divided by it; smaller is sharper."""
+    learn_temperature: bool = False
+    """Train the temperature too, from `temperature` on; where a data set has one of its own, that stays."""
+    directions: tuple[str, ...] = ("q->d",)
+    """Who is told apart from whom: queries from documents (q->d, always), documents from queries (d->q), and in the
+    same comparison queries from queries (q->q) and documents from documents (d->d)."""
+    margin: float | None = None
+    """What is more similar to a query than its positive by more than this (in cosines) is no negative; None: all are."""
+    graded_loss: GradedLoss = "cosent"
+    """For data sets with scores. cosent: the order of the cosines; bixse: each pair's score as a probability."""
+    bias: float = 0.0
+    """Added to cosine / temperature where graded_loss is bixse; below 0 where few pairs of a batch belong together."""
     negatives: int = 1
     """Hard negatives used of each example; where it has more, they are drawn anew in every epoch."""
     batching: Batching = "homogeneous"
@@ -278,6 +303,21 @@ class Supervised(Contrastive):
     def __post_init__(self) -> None:
         super().__post_init__()
         _whole(self, "negatives", low=0)
+        _one_of(self, "graded_loss", ("cosent", "bixse"))
+        _within(self, "bias", low=-1000.0, high=1000.0)
+        if self.margin is not None:
+            _within(self, "margin", low=-2.0, high=2.0)
+        for name in self.directions:
+            if name not in DIRECTIONS:
+                known = ", ".join(f'"{item}"' for item in DIRECTIONS)
+                raise ConfigError(f"Supervised(directions={self.directions!r}): expected some of {known}.")
+        if "q->d" not in self.directions:
+            raise ConfigError(f'Supervised(directions={self.directions!r}): "q->d" has the positive pairs. Add it.')
+        if self.learn_temperature and self.temperature < LOWEST_TEMPERATURE:
+            raise ConfigError(
+                f"Supervised(learn_temperature=True, temperature={self.temperature:g}): a temperature that is learnt "
+                f"stays at or above {LOWEST_TEMPERATURE:g}. Start there or higher."
+            )
         _one_of(self, "batching", ("homogeneous", "mixed"))
         _within(self, "size_exponent", low=0.0, high=1.0)
 

@@ -15,6 +15,9 @@ from bothways.training.precision import WorkingWeights
 from bothways.training.quantised import four_bit
 from bothways.training.settings import MNTP, Training
 
+TEMPERATURE = "temperature"
+"""Name of the encoder's part that is the temperature, while one is trained."""
+
 
 @contextmanager
 def tuned(encoder: Encoder, settings: Training, dtype: torch.dtype) -> Iterator[WorkingWeights]:
@@ -85,8 +88,8 @@ def _mix(weights: WorkingWeights, untrained: Mapping[str, Tensor], share: float)
 
 def choose(encoder: Encoder, settings: Training) -> None:
     """Say of every weight whether it is trained; adapters come on top. Raises ConfigError for a tied, frozen head."""
-    for weight in encoder.parameters():
-        weight.requires_grad_(False)
+    for name, weight in encoder.named_parameters():
+        weight.requires_grad_(name.startswith(f"{TEMPERATURE}."))
     if settings.tune == "full":
         for weight in encoder.model.parameters():
             weight.requires_grad_(weight.is_floating_point())
