@@ -18,9 +18,7 @@ from bothways.data import Example
 from bothways.errors import ConfigError
 from bothways.recipe import read, run
 
-SETTINGS = Distil(
-    steps=40, batch_size=8, learning_rate=3e-3, tune="full", precision="fp32", held_out_items=6, similarity=0.5
-)
+SETTINGS = Distil(steps=40, batch_size=8, learning_rate=1e-3, tune="full", precision="fp32", held_out_items=6)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +44,12 @@ def student(folder: Path) -> Encoder:
 
 
 @pytest.mark.parametrize("dim", [32, 11, 70])
-def test_held_out_texts_come_nearer_to_the_teachers_vectors(
+def test_its_vectors_come_nearer_to_the_teachers_vectors(
     dim: int, texts: list[str], tiny_llama_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder = student(tiny_llama_folder)
-    settings = replace(SETTINGS, teacher=teacher(tmp_path, texts, dim))
-    stage = distil(encoder, texts, settings).record.stages[-1]
+    settings = replace(SETTINGS, teacher=teacher(tmp_path, texts, dim), similarity=0.0)
+    stage = distil(encoder, texts, settings, held_out=texts[::3]).record.stages[-1]
     before, after = (stage["held_out"][step] for step in ("0", "40"))
     assert after["cosine"] > before["cosine"] + 0.1
     assert after["loss"] < before["loss"]
@@ -75,8 +73,7 @@ def test_examples_are_distilled_on_both_sides_and_told_apart(
         for how in ({}, {"grad_cache": True, "tokens_per_batch": 40})
     )
     assert plain.record.stages[-1]["held_out"]["10"]["loss"] < plain.record.stages[-1]["held_out"]["0"]["loss"]
-    for own, other in zip(plain.parameters(), cached.parameters(), strict=True):
-        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(cached.encode(texts), plain.encode(texts), atol=1e-3)
     with pytest.raises(
         ConfigError, match=r"Distil\(contrastive=0\.5\) needs examples .* Give examples, or contrastive=0"
     ):
@@ -122,3 +119,11 @@ def test_as_a_verb_and_in_a_recipe(
     (tmp_path / "r.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"r\.yaml line 1: teacher of distil: gone\.parquet does not exist"):
         read(tmp_path / "r.yaml")
+
+
+def test_similarities_alone_need_no_projection(texts: list[str], tiny_llama_folder: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, teacher=teacher(tmp_path, texts, 11), cosine=0.0)
+    stage = distil(student(tiny_llama_folder), texts, settings, held_out=texts[::3]).record.stages[-1]
+    assert stage["held_out"]["40"]["loss"] < stage["held_out"]["0"]["loss"] / 2
+    assert "cosine" not in stage["held_out"]["40"]
+    assert "projection_keeps" not in stage

@@ -19,7 +19,8 @@ from bothways.training.batches import Order, Share
 from bothways.training.contrastive import contrastive_parts
 from bothways.training.dropout import Dropout
 from bothways.training.loop import Place
-from bothways.training.losses import info_nce
+from bothways.training.losses import cosent, info_nce
+from bothways.training.objective import Objective, objective
 
 SMALL = Supervised(steps=2, batch_size=6, max_length=24, learning_rate=1e-3, precision="fp32", held_out_items=12)
 ALONE = Place(0, 1)
@@ -53,7 +54,7 @@ def batch_loss(encoder: Encoder, settings: Supervised, rows: list[Example]) -> t
     loss = 0.0
     cut = partial(packs, tokens=settings.tokens_per_batch or 8192)
     with packing(encoder.model):
-        for part in contrastive_parts(encoder, pairs, settings, (0, 0), ALONE, cut):
+        for part in contrastive_parts(encoder, pairs, objective(settings), settings, (0, 0), ALONE, cut):
             part.loss.backward()
             loss += part.loss.item()
     return loss, {name: weight.grad.clone() for name, weight in encoder.named_parameters() if weight.grad is not None}
@@ -143,7 +144,7 @@ def test_each_batch_is_of_one_source_and_has_its_temperature(encoder: Encoder, r
         vectors = torch.cat([encoder.embed([row]) for row in pairs.rows]).detach()
         with packing(encoder.model), torch.no_grad():
             loss = sum(part.loss.item() for part in task.parts(batch, ALONE, partial(packs, tokens=8192)))
-        assert loss == pytest.approx(pairs.loss(vectors, (0.02, 0.3)[batch.share]).item(), rel=1e-4)
+        assert loss == pytest.approx(Objective((0.02, 0.3)[batch.share])(pairs, vectors).item(), rel=1e-4)
         found.add(batch.share)
     assert found == {0, 1}
     start = task.start(partial(packs, tokens=99))
@@ -237,3 +238,88 @@ def test_several_sources_resumed_equal_uninterrupted(
 def test_refusals(encoder: Encoder, real_texts: list[str]) -> None:
     with pytest.raises(DataError, match="supervised: no item to train on"):
         supervised(encoder, [], SMALL)
+
+
+def graded(texts: list[str], count: int = 24) -> list[Example]:
+    """Pairs whose score is how much of the text the second one repeats."""
+    return [
+        Example(text[:40], f"{text[: 10 * (i % 5)]}{texts[-i - 1][10 * (i % 5) : 40]}", score=(i % 5) / 4)
+        for i, text in enumerate(texts[:count])
+    ]
+
+
+@pytest.mark.parametrize("loss", ["cosent", "bixse"])
+def test_graded_pairs_are_learnt_by_their_scores(loss: str, encoder: Encoder, real_texts: list[str]) -> None:
+    settings = replace(
+        SMALL, steps=30, batch_size=12, graded_loss=loss, temperature=0.1, tune="full", learning_rate=2e-3
+    )
+    pairs = graded(real_texts)
+    stage = supervised(encoder, pairs, settings, held_out=pairs, show_progress=False).record.stages[-1]
+    before, after = (stage["held_out"][step] for step in ("0", "30"))
+    assert after["spearman"] > before["spearman"] + 0.1
+    assert after["loss"] < before["loss"]
+    assert "accuracy" not in after
+
+
+def test_a_source_with_scores_has_a_loss_of_its_own(encoder: Encoder, real_texts: list[str]) -> None:
+    plain, scored = examples(real_texts[:20], negatives=1), graded(real_texts, 20)
+    origins = [Origin("a", 1.0, 20, 0), Origin("b", 1.0, 20, 0)]
+    task = _Task(encoder, Rows([*plain, *scored], origins=origins), [], SMALL, NONE)
+    assert [loss.kind for loss in task.of_share] == ["info_nce", "cosent"]
+    pairs = task.train.pairs([20, 21, 22, 23, 24])
+    vectors = torch.randn(10, 7)
+    expected = cosent(vectors[:5], vectors[5:], torch.tensor([0, 0.25, 0.5, 0.75, 1]), temperature=0.02)
+    assert task.of_share[1](pairs, vectors) == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(ConfigError, match=r'batching="mixed"\): some sources have scores and some have none'):
+        _Task(encoder, Rows([*plain, *scored], origins=origins), [], replace(SMALL, batching="mixed"), NONE)
+    with pytest.raises(DataError, match=r"examples: 20 of 40 examples have a score\. Give all of them one, or put"):
+        _Task(encoder, [*plain, *scored], [], SMALL, NONE)
+
+
+def test_policies_decide_what_a_batch_is_told_apart_from(encoder: Encoder, real_texts: list[str]) -> None:
+    hard, both = Policy(in_batch=False), Policy(symmetric=True, across=False)
+    task = _Task(encoder, sources(real_texts, a=hard, b=both), [], SMALL, NONE)
+    alone, two = task.of_share
+    pairs, vectors = task.train.pairs([1, 2, 3, 4]), torch.randn(12, 7)
+    scores = torch.nn.functional.normalize(vectors, dim=1)
+    scores = scores[:4] @ scores[4:].T / 0.02
+    own = torch.stack([torch.stack([scores[i, i], scores[i, 4 + i]]) for i in range(4)])
+    assert alone(pairs, vectors) == pytest.approx((own.logsumexp(1) - own[:, 0]).mean().item(), rel=1e-5)
+    kinds = {"temperature": 0.02, "ignore": pairs.ignore, "owner": torch.tensor(pairs.owners)}
+    expected = info_nce(vectors[:4], vectors[4:], directions=("q->d", "d->q"), **kinds)
+    assert two(pairs, vectors) == pytest.approx(expected.item(), rel=1e-5)
+    assert not two.across
+    parted = pairs.apart(2)
+    assert parted.ignore[0, 1]
+    assert not parted.ignore[0, 2] or pairs.ignore[0, 2]
+
+
+def test_prefixes_and_spread_are_added_to_the_loss(encoder: Encoder, real_texts: list[str]) -> None:
+    pairs = _Rows(encoder, examples(real_texts[:6], negatives=0), SMALL).pairs(range(6))
+    vectors = torch.randn(12, 9)
+    plain, shaped = (objective(replace(SMALL, **how)) for how in ({}, {"matryoshka": (3, 5), "spread_out": 0.5}))
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    squares = [(rows @ rows.T).square().sum() - 6 for rows in (unit[:6], unit[6:])]
+    expected = sum(plain(pairs, vectors[:, :dim]) for dim in (3, 5, 9)) + 0.5 * sum(squares) / 30
+    assert shaped(pairs, vectors) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("how", [{"tune": "full"}, {"tune": "lora", "grad_cache": True, "tokens_per_batch": 60}])
+def test_a_temperature_that_is_learnt_moves_and_is_recorded(
+    how: dict[str, object], encoder: Encoder, real_texts: list[str], tmp_path: Path
+) -> None:
+    settings = replace(SMALL, steps=6, save_every=3, temperature=0.05, learn_temperature=True, **how)
+    rows = examples(real_texts[:30], negatives=1)
+    ends = []
+    for resume in (False, True):
+        fresh = convert(encoder.record.base, dtype="float32", device="cpu")
+        supervised(fresh, rows, settings, checkpoint_dir=tmp_path, resume=resume, show_progress=False)
+        ends.append(fresh.record.stages[-1]["temperature"])
+        (tmp_path / "step-00000006.pt").unlink()
+        assert not hasattr(fresh, "temperature")
+    assert abs(ends[0] - 0.05) > 1e-5
+    assert ends[0] == ends[1]
+    with pytest.raises(
+        ConfigError, match=r"learn_temperature=True, temperature=0\.005\): a temperature that is learnt"
+    ):
+        Supervised(learn_temperature=True, temperature=0.005)

@@ -61,7 +61,7 @@ def supervised(
         task = _Task(encoder, train_examples, held_out, settings, dropout, learnt)
         train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
     if learnt is not None:
-        encoder.record = encoder.record.amended(temperature=float(learnt()))
+        encoder.record = encoder.record.amended(temperature=learnt().item())
     return encoder
 
 

@@ -24,7 +24,7 @@ from bothways.training.processes import Place, begin
 from bothways.training.progress import Show, progress
 from bothways.training.randomness import borrowed_generators, seed_everything
 from bothways.training.run import Run, Setting, State
-from bothways.training.settings import MNTP, Training
+from bothways.training.settings import MNTP, Supervised, Training
 from bothways.training.sharded import shards
 from bothways.training.sharing import Replicas, Share
 from bothways.training.task import Cut, Part, Task

@@ -288,7 +288,7 @@ class Supervised(Contrastive):
     """Who is told apart from whom: queries from documents (q->d, always), documents from queries (d->q), and in the
     same comparison queries from queries (q->q) and documents from documents (d->d)."""
     margin: float | None = None
-    """What is more similar to a query than its positive by more than this (in cosines) is no negative; None: all are."""
+    """What is more similar to a query than its positive by more than this (in cosines) is no negative; None: all."""
     graded_loss: GradedLoss = "cosent"
     """For data sets with scores. cosent: the order of the cosines; bixse: each pair's score as a probability."""
     bias: float = 0.0
