@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2Model, OPTConfig, OPTModel
+from transformers import AutoTokenizer, GPT2Config, GPT2Model, OPTConfig, OPTModel
+from transformers.models.llama import modeling_llama
 
 from bothways import Encoder, SimCSE, convert, simcse
 from bothways.errors import TrainingError
 from bothways.training.dropout import dropout_of
+
+sys.path.append(str(Path(__file__).parents[1] / "bidirectional"))
+
+from tiny import tiny
 
 SMALL = SimCSE(steps=2, batch_size=6, max_length=24, learning_rate=1e-3, precision="fp32", held_out_items=12)
 
@@ -58,7 +64,7 @@ def test_dropout_finds_its_place_in_every_spelling() -> None:
     opt = OPTModel(OPTConfig(**shape, ffn_dim=20, word_embed_proj_dim=24, dropout=0.0, attention_dropout=0.0))
     for model in (gpt2, opt):
         with dropout_of(model, 0.45) as said:
-            assert said == "dropout 0.45 in 2 attention layers"
+            assert str(said) == "dropout 0.45 in 2 attention layers"
             found = [getattr(m, "p", None) for m in model.modules() if isinstance(m, torch.nn.Dropout)]
             found += [m.dropout for m in model.modules() if "Attention" in type(m).__name__ and hasattr(m, "dropout")]
             assert found.count(0.45) == 2
@@ -72,10 +78,89 @@ def test_without_a_place_in_attention_the_embeddings_are_dropped(encoder: Encode
     features = encoder.collate(encoder.tokenise(["one text"]))
     embedding = encoder.model.get_input_embeddings()
     with dropout_of(encoder.model, 0.5) as said:
-        assert said.startswith("dropout 0.5 on the embeddings")
+        assert str(said) == "dropout 0.5 on the embeddings: its attention has no place for it"
         encoder.model.train()
         assert (embedding(features.input_ids) == 0).float().mean() > 0.3
         encoder.model.eval()
         assert (embedding(features.input_ids) == 0).float().mean() < 0.1
     encoder.model.train()
     assert (embedding(features.input_ids) == 0).float().mean() < 0.1
+
+
+VIEWS = [
+    ("llama", "eager", "dropout 0.3 in 2 attention layers"),
+    ("llama", "sdpa", "dropout 0.3 in 2 attention layers"),
+    ("gpt2", "eager", "dropout 0.3 in 2 attention layers"),
+    ("gpt2", "sdpa", "dropout 0.3 in 2 attention layers"),
+    ("gptj", "eager", "dropout 0.3 in 2 attention layers"),
+    ("mamba", "eager", "dropout 0.3 on the embeddings: its attention has no place for it"),
+    ("rwkv", "eager", "dropout 0.3 on the embeddings: its attention has no place for it"),
+    ("lfm2", "sdpa", "dropout 0.3 on the embeddings: its attention has no place for it"),
+]
+
+
+@pytest.mark.parametrize(("name", "backend", "expected"), VIEWS)
+def test_views_differ_in_every_architecture(
+    name: str,
+    backend: str,
+    expected: str,
+    tiny_llama_folder: Path,
+    real_texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Packed where it may be; nothing of the model's own dropout, and fresh adapters have none yet."""
+    monkeypatch.setattr("bothways.hardware.EAGER_TOKENS", 0)
+    other = of_tiny(name, backend, tiny_llama_folder, tmp_path)
+    simcse(other, real_texts[:40], replace(SMALL, lora_dropout=0.2), show_progress=False)
+    stage = other.record.stages[-1]
+    assert stage["dropout"] == expected
+    assert stage["cosine_of_views"] < 0.9999
+    assert all(torch.isfinite(weight).all() for weight in other.parameters())
+
+
+def test_attention_that_refuses_dropout_is_left_without(encoder: Encoder) -> None:
+    """Flex attention, which does not train on CPU."""
+    encoder.model.config._attn_implementation = "flex_attention"
+    with dropout_of(encoder.model, 0.3) as dropout:
+        assert (dropout.layers, dropout.embeddings) == (0, 0.3)
+        assert {layer.self_attn.attention_dropout for layer in encoder.model.layers} == {0.0}
+
+
+def of_tiny(name: str, backend: str, tokenizer_of: Path, folder: Path) -> Encoder:
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+    none = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attention_dropout": 0.0}
+    own = none if name.startswith("gpt") else {}
+    tiny(name, "eager", head=True, vocab_size=len(tokenizer), **own).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return convert(folder, dtype="float32", device="cpu", attn_implementation=backend)
+
+
+def test_attention_that_ignores_its_dropout_gives_way_to_the_embeddings(
+    encoder: Encoder, real_texts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A kernel that takes the rate and does nothing with it, as some do, stands in for eager attention here."""
+    real = modeling_llama.eager_attention_forward
+    monkeypatch.setattr(
+        modeling_llama, "eager_attention_forward", lambda *given, dropout, **named: real(*given, dropout=0.0, **named)
+    )
+    encoder.model.set_attn_implementation("eager")
+    settings = replace(SMALL, tune="full")
+    simcse(encoder, real_texts[:40], settings)
+    said = "dropout 0.3 on the embeddings: attention with it computes the same as without"
+    assert f"{said}; cosine of two views 0." in " ".join(capsys.readouterr().err.split())
+    assert encoder.record.stages[-1]["dropout"] == said
+    with pytest.raises(TrainingError, match=r"do not differ .* dropout 0\.3 in 3 attention layers"):
+        simcse(encoder, real_texts[:40], replace(settings, embedding_dropout=0.0), show_progress=False)
+
+
+def test_dropout_on_the_embeddings_can_be_asked_for(encoder: Encoder, real_texts: list[str]) -> None:
+    cosines = []
+    for dropout in (0.0, 0.3):
+        settings = replace(SMALL, dropout=dropout, embedding_dropout=0.1)
+        simcse(encoder, real_texts[:40], settings, show_progress=False)
+        stage = encoder.record.stages[-1]
+        assert stage["dropout"] == f"dropout {dropout:g} in 3 attention layers, dropout 0.1 on the embeddings"
+        cosines.append(stage["cosine_of_views"])
+    assert 0.999 > cosines[0] > cosines[1]
+    assert not encoder.model.get_input_embeddings()._forward_hooks

@@ -11,10 +11,9 @@ import torch
 
 from bothways import Encoder, Supervised, convert, supervised
 from bothways.data import Example
-from bothways.errors import DataError, TrainingError
+from bothways.errors import DataError
 from bothways.packing import packing, packs
-from bothways.stages.supervised import _Rows, _Task
-from bothways.training.batches import Batch
+from bothways.stages.supervised import _Rows
 from bothways.training.contrastive import contrastive_parts
 from bothways.training.loop import Place
 from bothways.training.losses import info_nce
@@ -44,7 +43,7 @@ def batch_loss(encoder: Encoder, settings: Supervised, rows: list[Example]) -> t
     loss = 0.0
     cut = partial(packs, tokens=settings.tokens_per_batch or 8192)
     with packing(encoder.model):
-        for part in contrastive_parts("supervised", encoder, pairs, settings, (0, 0), ALONE, cut):
+        for part in contrastive_parts(encoder, pairs, settings, (0, 0), ALONE, cut):
             part.loss.backward()
             loss += part.loss.item()
     return loss, {name: weight.grad.clone() for name, weight in encoder.named_parameters() if weight.grad is not None}
@@ -123,9 +122,6 @@ def test_it_teaches_to_find_the_rest_of_other_texts(encoder: Encoder, real_texts
     assert after["loss"] < before["loss"] - 0.2
 
 
-def test_refusals(encoder: Encoder, real_texts: list[str]) -> None:
+def test_nothing_to_train_on_is_refused(encoder: Encoder) -> None:
     with pytest.raises(DataError, match="supervised: no item to train on"):
         supervised(encoder, [], SMALL)
-    task = _Task(encoder, examples(real_texts[:6]), [], SMALL, "")
-    with pytest.raises(TrainingError, match="this is one of 2: negatives are not yet shared"):
-        list(task.parts(Batch(0, 0, [0, 1]), Place(1, 2), partial(packs, tokens=99)))

@@ -132,16 +132,6 @@ def test_sharding_on_cpu_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -
         processes.begin()
 
 
-@pytest.mark.slow
-def test_contrastive_stages_refuse_several_processes(base: dict[str, Path], tmp_path: Path) -> None:
-    convert(base["base"], dtype="float32", device="cpu").save_pretrained(tmp_path / "0")
-    arguments = ("simcse", tmp_path / "0", "--data", base["texts"], "--out", tmp_path / "1", "--steps", 2)
-    done = call(command("bothways", *arguments, processes=2, module=True))
-    assert done.returncode == 1
-    for rank in (0, 1):
-        assert f"process {rank}: TrainingError: simcse runs on one process" in done.stderr
-
-
 def call(words: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=120)
 

@@ -1,9 +1,12 @@
 """Training runs as a program of its own, to be launched, killed and starved by the tests; its jobs are JSON objects.
 
-base, texts, device: a folder and a file to convert and to train on, and where. settings: of `MNTP`.
+base, texts, device: a folder and a file to convert and to train on, and where. settings: of the stage.
+stage: mntp, simcse or supervised, where a text's start looks for its rest.
+alike: let SimCSE train on two views that are the same.
 out: file for the trained weights. checkpoints, resume: as in `mntp`.
 shard: share the weights by FSDP 2, which accelerate does not do on CPU.
 die: {rank, step, how} makes one process fail at a step: the name of a signal, or "raise".
+starve: {rank, step, when} lets one run out of memory once, "before" or "after" vectors are exchanged.
 interrupted: whether this job is expected to be. kill: see `killed`. said: file for stderr.
 memory: MiB beyond what is held at the start.
 """
@@ -25,12 +28,15 @@ import accelerate  # noqa: F401  (what a run would import later, to be there bef
 import peft  # noqa: F401
 import torch
 
-from bothways import MNTP, convert, mntp
+from bothways import MNTP, SimCSE, Supervised, convert, mntp, simcse, supervised
+from bothways.data import Example
 from bothways.encoder import Encoder
 from bothways.errors import BothwaysError
-from bothways.training import checkpoint, loop, processes, run, sharded
+from bothways.training import checkpoint, gradcache, loop, processes, run, sharded
 
 torch.set_num_threads(1)
+
+STAGES: dict[str, Any] = {"mntp": (mntp, MNTP), "simcse": (simcse, SimCSE), "supervised": (supervised, Supervised)}
 
 
 def train(job: dict[str, Any]) -> Encoder:
@@ -40,11 +46,32 @@ def train(job: dict[str, Any]) -> Encoder:
     if "memory" in job:
         held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (held + job["memory"] * 2**20,) * 2)
-    settings = MNTP(**{"precision": "fp32", "held_out_items": 0, **job["settings"]})
+    verb, kind = STAGES[job.get("stage", "mntp")]
+    settings = kind(**{"precision": "fp32", "held_out_items": 0, **job["settings"]})
+    items = texts if kind is not Supervised else [*map(example, texts, texts[1:] + texts[:1])]
     how = {"checkpoint_dir": job.get("checkpoints"), "resume": job.get("resume", False)}
     kill = killed(job.get("kill", ""))
-    with shard_on_cpu(job.get("shard", False)), fail_at(**job.get("die", {"how": ""})), kill:
-        return mntp(encoder, texts, settings, **how)
+    alike = mock.patch.object(sys.modules[simcse.__module__], "SAME", -1.0) if job.get("alike") else nullcontext()
+    starve = starved(**job["starve"]) if "starve" in job else nullcontext()
+    with shard_on_cpu(job.get("shard", False)), fail_at(**job.get("die", {"how": ""})), kill, alike, starve:
+        return verb(encoder, items, settings, **how)
+
+
+def example(text: str, other: str) -> Example:
+    return Example(text[:25], text[25:], (other,))
+
+
+def starved(rank: int, step: int, when: str) -> Any:
+    real, steps = gradcache.exchange, iter(range(10**6))
+
+    def exchange(place: processes.Place, *arguments: Any) -> torch.Tensor:
+        now = place.rank == rank and next(steps) == step
+        found = None if now and when == "before" else real(place, *arguments)
+        if now:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return found
+
+    return mock.patch.object(gradcache, "exchange", exchange)
 
 
 def fail_at(how: str, rank: int = 0, step: int = 0) -> Any:

@@ -13,8 +13,9 @@ from bothways.encoder import Encoder
 from bothways.errors import TrainingError
 from bothways.text import TextIds, check_texts
 from bothways.training.batches import Batch, same_meaning
-from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores, embed_in_groups
-from bothways.training.dropout import dropout_of
+from bothways.training.contrastive import Pairs, contrastive_parts, contrastive_scores
+from bothways.training.dropout import Dropout, dropout_of
+from bothways.training.gradcache import embed_all
 from bothways.training.loop import Cut, Part, Place, train
 from bothways.training.rows import data_facts, hold_out, shares_of, tokenise
 from bothways.training.settings import SimCSE
@@ -45,7 +46,7 @@ def simcse(
     settings = SimCSE() if settings is None else settings
     check_texts(texts, "simcse")
     train_texts, held_out = hold_out(texts, None if held_out is None else check_texts(held_out, "simcse"), settings)
-    with dropout_of(encoder.model, settings.dropout) as dropout:
+    with dropout_of(encoder.model, settings.dropout, settings.embedding_dropout) as dropout:
         task = _Task(encoder, train_texts, held_out, settings, dropout)
         return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
 
@@ -56,7 +57,7 @@ class _Task:
     name = "simcse"
 
     def __init__(
-        self, encoder: Encoder, texts: Sequence[str], held_out: Sequence[str], settings: SimCSE, dropout: str
+        self, encoder: Encoder, texts: Sequence[str], held_out: Sequence[str], settings: SimCSE, dropout: Dropout
     ) -> None:
         self.encoder, self.settings, self.dropout = encoder, settings, dropout
         self.texts, self.held_out = texts, held_out
@@ -67,27 +68,34 @@ class _Task:
         self.longest = max(len(row) for row in [*self.rows, *self.held_out_rows])
 
     def start(self, cut: Cut) -> str:
-        """The cosine of the two views of the first texts. Raises TrainingError if they are the same."""
-        cosine = self._cosine(self.rows[: self.settings.batch_size], cut)
+        """The cosine of the two views of the first texts, with dropout on the embeddings where no other reaches them.
+
+        Raises TrainingError if the views are the same.
+        """
+        rows, dropout, settings = self.rows[: self.settings.batch_size], self.dropout, self.settings
+        cosine = self._cosine(rows, cut)
+        if cosine > 1 - SAME and settings.dropout and settings.embedding_dropout is None and not dropout.embeddings:
+            dropout.embeddings, dropout.why = settings.dropout, "attention with it computes the same as without"
+            cosine = self._cosine(rows, cut)
         if cosine > 1 - SAME:
             raise TrainingError(
-                f"simcse: the two views of a text do not differ (mean cosine {cosine:.7f}; {self.dropout}), so that "
-                "there is nothing to learn. Set dropout, for example dropout=0.3."
+                f"simcse: the two views of a text do not differ (mean cosine {cosine:.7f}; {dropout}), so that there "
+                "is nothing to learn. Set dropout, for example dropout=0.3, or embedding_dropout=0.1."
             )
-        self.facts = {**self.facts, "cosine_of_views": cosine}
+        self.facts = {**self.facts, "dropout": str(dropout), "cosine_of_views": cosine}
         return f"{self.dropout}; cosine of two views {cosine:.4f}"
 
     @torch.no_grad()
     def _cosine(self, rows: Sequence[TextIds], cut: Cut) -> float:
         seed = self.settings.seed
-        first, second = (embed_in_groups(self.encoder, rows, cut, (seed, HELD_OUT, view)) for view in (0, 1))
+        first, second = (embed_all(self.encoder, rows, cut, (seed, HELD_OUT, view)) for view in (0, 1))
         return float(F.cosine_similarity(first, second).mean())
 
     def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """The loss of the batch: each text's first view against every second view."""
         pairs = _views([self.texts[i] for i in batch.items], [self.rows[i] for i in batch.items])
         seed = (self.settings.seed, batch.step)
-        return contrastive_parts(self.name, self.encoder, pairs, self.settings, seed, place, cut)
+        return contrastive_parts(self.encoder, pairs, self.settings, seed, place, cut)
 
     def scores(self, cut: Cut) -> dict[str, float]:
         """Loss and accuracy on held-out texts, in batches of the training size, always under the same dropout."""
@@ -98,4 +106,4 @@ class _Task:
 
 
 def _views(texts: Sequence[str], rows: list[TextIds]) -> Pairs:
-    return Pairs(rows, rows, same_meaning(texts, texts))
+    return Pairs(rows, rows, same_meaning(texts, texts), list(range(len(rows))))

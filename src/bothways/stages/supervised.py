@@ -40,7 +40,7 @@ def supervised(
     settings = Supervised() if settings is None else settings
     train_examples, held_out = hold_out(examples, held_out, settings)
     with dropout_of(encoder.model, settings.dropout) as dropout:
-        task = _Task(encoder, train_examples, held_out, settings, dropout)
+        task = _Task(encoder, train_examples, held_out, settings, str(dropout))
         return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
 
 
@@ -71,7 +71,7 @@ class _Task:
         """The loss of the batch: each query against every document."""
         pairs = self.train.pairs(batch.items, batch.visits)
         seed = (self.settings.seed, batch.step)
-        return contrastive_parts(self.name, self.encoder, pairs, self.settings, seed, place, cut)
+        return contrastive_parts(self.encoder, pairs, self.settings, seed, place, cut)
 
     def scores(self, cut: Cut) -> dict[str, float]:
         """Loss and accuracy on held-out examples, in batches of the training size, without dropout."""
@@ -103,11 +103,13 @@ class _Rows:
     def pairs(self, items: Sequence[int], visits: Sequence[int] | None = None) -> Pairs:
         """Queries, positives, then hard negatives: `visits[n]` is how often `items[n]` was seen before."""
         seen = zip(items, visits or [0] * len(items), strict=True)
-        drawn = [(i, 1 + j) for i, visit in seen for j in self._negatives(i, visit)]
-        places = [(i, 0) for i in items] + drawn
+        drawn = [(owner, 1 + j) for owner, (i, visit) in enumerate(seen) for j in self._negatives(i, visit)]
+        owners, numbers = zip(*[(owner, 0) for owner in range(len(items))], *drawn, strict=True)
+        places = [(items[owner], j) for owner, j in zip(owners, numbers, strict=True)]
         keys = [(self.examples[i].query, self.examples[i].query_instruction) for i in items]
         ignore = same_meaning(keys, [self._text(i, j) for i, j in places])
-        return Pairs([self.queries[i] for i in items], [self.documents[i][j] for i, j in places], ignore)
+        documents = [self.documents[i][j] for i, j in places]
+        return Pairs([self.queries[i] for i in items], documents, ignore, list(owners))
 
     def _negatives(self, item: int, visit: int) -> list[int]:
         count = len(self.examples[item].negatives)

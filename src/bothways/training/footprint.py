@@ -18,7 +18,7 @@ from bothways.pooling import pool
 from bothways.training import losses
 from bothways.training.dropout import dropout_of
 from bothways.training.losses import info_nce, token_cross_entropy
-from bothways.training.settings import MNTP, Contrastive, Supervised, Training
+from bothways.training.settings import MNTP, Contrastive, SimCSE, Supervised, Training
 from bothways.training.skeleton import Skeleton, prepared, sizes
 from bothways.training.tracking import GRADIENTS, Kernels, counted
 
@@ -125,10 +125,10 @@ class Footprint:
 
     def flops_per_row(self, rows: int, cache: bool, checkpointing: bool) -> float:
         """FLOPs of one row, forward and backward. Raises UncountableError."""
-        way, _ = self._way(rows, cache, checkpointing)
+        way, passes = self._way(rows, cache, checkpointing)
         count = self._count(way)
-        # Embedded once more, without graphs, to learn what the loss sends back.
-        again = count.forward if cache and not way.kept else 0.0
+        # All but the last pass are embedded once more, without graphs, to learn what the loss sends back.
+        again = count.forward * (1 - 1 / passes) if cache and not way.kept else 0.0
         return (count.all + again) / (way.rows * way.passes)
 
     def _way(self, rows: int, cache: bool, checkpointing: bool) -> tuple[_Way, int]:
@@ -157,10 +157,11 @@ class Footprint:
             again = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), Kernels(self.device))}
             model.activation_checkpointing_enable(again)
         rate = self.settings.dropout if isinstance(self.settings, Contrastive) else None
+        embeddings = self.settings.embedding_dropout if isinstance(self.settings, SimCSE) else None
         forward = 0.0
         try:
             with (
-                dropout_of(model, rate),
+                dropout_of(model, rate, embeddings),
                 _chunks_of(self.device),
                 counted(self.skeleton, self.device) as live,
             ):

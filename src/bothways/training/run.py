@@ -19,6 +19,7 @@ from bothways.training.average import Average
 from bothways.training.batches import Order
 from bothways.training.choices import Choices
 from bothways.training.interrupt import asked_to_stop
+from bothways.training.meeting import all_settle
 from bothways.training.memory import Memory
 from bothways.training.processes import gathered, wait
 from bothways.training.progress import Show
@@ -159,15 +160,13 @@ class Run:
 
     def step(self, number: int) -> Done:
         """One optimiser step, counted from 0. Raises TrainingError for a loss or gradient that is not finite."""
-        signals, failure = Signals(self.place), None
-        try:
-            signals.loss, signals.tokens = self.memory.fits(partial(self._gradient, number), self.share.drop)
-        except Exception as problem:
-            if self.place.processes == 1 or self.share.sharded:
-                raise
-            # The others wait for this process's gradient: told in the same breath, they stop too, and cleanly.
+        signals = self._attempt(number)
+        while not self.share.sharded and not all_settle(
+            self.place, self.task.encoder.device, failed=signals.failure is not None
+        ):
             self.share.drop()
-            failure = signals.failure = problem
+            signals = self._attempt(number)
+        failure = signals.failure
         signals.stop = self.asked.is_set()
         signals.micro_batch, signals.checkpointing = self.memory.tokens, self.memory.checkpointing
         agreed = signals.agree(self.share.settle, self.task.encoder.device)
@@ -184,6 +183,19 @@ class Run:
         if self.average is not None:
             self.average.follow(number)
         return Done(agreed.loss, agreed.tokens, norm, agreed.stop)
+
+    def _attempt(self, number: int) -> Signals:
+        """The gradient of a step, and what the other processes are to hear of it."""
+        signals = Signals(self.place)
+        try:
+            signals.loss, signals.tokens = self.memory.fits(partial(self._gradient, number), self.share.drop)
+        except Exception as problem:
+            if self.place.processes == 1 or self.share.sharded:
+                raise
+            # The others wait for this process's gradient: told in the same breath, they stop too, and cleanly.
+            self.share.drop()
+            signals.failure = problem
+        return signals
 
     def _gradient(self, number: int) -> tuple[float, int]:
         """This process's share of the batch's loss and gradient, and the tokens it computed."""

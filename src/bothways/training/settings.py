@@ -187,7 +187,8 @@ class Contrastive(Training):
     dropout: float | None = None
     """Attention dropout during this stage; None: what the model's config says."""
     grad_cache: bool = False
-    """Embed the batch without graphs first, then part by part with them: memory of one part for a third more time."""
+    """Embed the batch without graphs first, all but the last part, then part by part with them: the memory of one part
+    for up to a third more time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,6 +212,14 @@ class SimCSE(Contrastive):
     """Tokens read of one text during this stage; None: as the encoder does."""
     dropout: float | None = 0.3
     """Attention dropout during this stage; None: what the model's config says."""
+    embedding_dropout: float | None = None
+    """Dropout on the input embeddings during this stage; None: at the rate of dropout where that does not reach the
+    model, as in recurrent ones, and none elsewhere."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.embedding_dropout is not None:
+            _within(self, "embedding_dropout", low=0.0, high=1.0, open_high=True)
 
 
 @dataclass(frozen=True, kw_only=True)
