@@ -1,7 +1,8 @@
 """Training runs as a program of its own, to be launched, killed and starved by the tests; its jobs are JSON objects.
 
-base, texts, device: a folder and a file to convert and to train on, and where. stage: mntp, simcse or supervised, where a
-text's start looks for its rest. settings: of the stage. alike: let SimCSE train on two views that are the same.
+base, texts, device: a folder and a file to convert and to train on, and where. settings: of the stage.
+stage: mntp, simcse or supervised, where a text's start looks for its rest.
+alike: let SimCSE train on two views that are the same.
 out: file for the trained weights. checkpoints, resume: as in `mntp`.
 shard: share the weights by FSDP 2, which accelerate does not do on CPU.
 die: {rank, step, how} makes one process fail at a step: the name of a signal, or "raise".

@@ -45,6 +45,11 @@ def compiled(encoder: Encoder, *, wanted: bool) -> Iterator[None]:
             AttentionInterface.register(name, attention)
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether some of its modules are compiled now."""
+    return any(module._compiled_call_impl is not None for module in model.modules())
+
+
 def _try() -> None:
     try:
         torch.compile(lambda numbers: (numbers.sin() + 1).sum())(torch.ones(9))

@@ -26,13 +26,13 @@ class Dropout:
     embeddings: float = 0.0
     """On the output of the input embedding."""
     why: str = ""
-    """Why it is on the embeddings."""
+    """Why it is on the embeddings, where that is not what was asked for."""
 
     def __str__(self) -> str:
         said = []
         if self.rate is None:
             said.append("dropout as the model's config says")
-        elif self.layers or not self.embeddings:
+        elif not self.why:
             said.append(f"dropout {self.rate:g} in {self.layers} attention layers")
         if self.embeddings:
             said.append(f"dropout {self.embeddings:g} on the embeddings{self.why and ': '}{self.why}")

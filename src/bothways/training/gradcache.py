@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bothways.encoder import Encoder
 from bothways.text import TextIds
+from bothways.training.compiled import is_compiled
 from bothways.training.meeting import exchange
 from bothways.training.processes import Place
 from bothways.training.randomness import seed_everything
@@ -50,8 +51,9 @@ def gradcache(
     """
     passes = Passes(encoder, rows, seed, place, cut)
     first = passes.count - passes.kept(alive)
-    with torch.no_grad():
-        vectors = [passes.embed(number) for number in range(first)]
+    # Compiled layers draw other dropout where they keep no graph, so that they keep one that is dropped at once.
+    with torch.set_grad_enabled(is_compiled(encoder.model)):
+        vectors = [passes.embed(number).detach() for number in range(first)]
     graphs = [passes.embed(number) for number in range(first, passes.count)]
     whole = exchange(place, passes.in_order([*vectors, *(graph.detach() for graph in graphs)]), len(rows))
     value, slopes, learnt = _slopes(loss, whole)

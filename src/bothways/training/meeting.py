@@ -13,8 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bothways.errors import TrainingError
-from bothways.training.processes import Place, together
+from bothways.training.processes import Place, failure_of, together
 
 
 class _Aim(IntEnum):
@@ -32,10 +31,7 @@ def exchange(place: Place, own: Float[Tensor, "own dim"], count: int) -> Float[T
     while True:
         aims = _announced(place, _Aim.EXCHANGE, own.device)
         if _Aim.FAILED in aims:
-            raise TrainingError(
-                f"process {aims.index(_Aim.FAILED)} of this run has failed, so that this one stops too. Its own message "
-                "says why; start the run again with --resume: it goes on from the last checkpoint."
-            )
+            raise failure_of(aims.index(_Aim.FAILED))
         if _Aim.SETTLE not in aims:
             break
     padded = own.new_zeros(math.ceil(count / place.processes), own.shape[1])

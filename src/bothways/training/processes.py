@@ -119,6 +119,14 @@ def together() -> Iterator[None]:
         ) from None
 
 
+def failure_of(rank: int) -> TrainingError:
+    """What this process raises where another one has said that it failed."""
+    return TrainingError(
+        f"process {rank} of this run has failed, so that this one stops too. Its own message says why; start the run "
+        "again with --resume: it goes on from the last checkpoint."
+    )
+
+
 def is_lost(problem: BaseException) -> bool:
     """Whether it is what a collective raises when another process is gone."""
     if isinstance(problem, torch.distributed.DistBackendError):

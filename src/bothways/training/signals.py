@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bothways.errors import TrainingError
-from bothways.training.processes import Place
+from bothways.training.processes import Place, failure_of
 
 
 @dataclass
@@ -39,8 +38,5 @@ class Signals:
         loss, tokens, stop, checkpointing, *each = found
         others = [rank for rank in range(count) if each[count + rank] and rank != own]
         if others and self.failure is None:
-            raise TrainingError(
-                f"process {others[0]} of this run has failed, so that this one stops too. Its own message says why; "
-                "start the run again with --resume: it goes on from the last checkpoint."
-            )
+            raise failure_of(others[0])
         return Signals(self.place, loss, int(tokens), stop > 0, int(min(each[:count])), checkpointing > 0)
