@@ -16,8 +16,8 @@ from worker import train
 
 from bothways import convert
 from bothways.text import TextIds
-from bothways.training.contrastive import Pairs
 from bothways.training.losses import info_nce
+from bothways.training.objective import Objective, Pairs
 
 SETTINGS = {
     "steps": 10,
@@ -125,5 +125,6 @@ def test_apart_a_batch_is_so_many_batches_of_their_own() -> None:
         places = items + [place for place in range(7, 13) if owners[place] % 2 == block]
         own = info_nce(queries[items], documents[places], temperature=0.3, ignore=ignore[items][:, places])
         losses.append(own * len(items) / 7)
-    torch.testing.assert_close(pairs.apart(2).loss(vectors, 0.3), sum(losses))
-    torch.testing.assert_close(pairs.apart(1).loss(vectors, 0.3), pairs.loss(vectors, 0.3))
+    loss = Objective(0.3)
+    torch.testing.assert_close(loss(pairs.apart(2), vectors), sum(losses))
+    torch.testing.assert_close(loss(pairs.apart(1), vectors), loss(pairs, vectors))
