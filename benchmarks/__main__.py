@@ -7,11 +7,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import decoder, demo, learning, mntp, probe, readme, recurrence
+from benchmarks import contrastive, decoder, demo, learning, mntp, probe, readme, recurrence
 from benchmarks.frame import framed
 from bothways.evaluation.tables import write_json
 
 MEASURED = {
+    "contrastive": contrastive,
     "demo": demo,
     "decoder": decoder,
     "learning": learning,

@@ -1,41 +1,55 @@
-"""The tables of docs/performance.md: one MNTP step beside its peers, its parts, and its floor."""
+"""The tables of docs/performance.md: one step beside its peers, its parts, and its floor."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.mntp import ALL_LOGITS, LLM2VEC, OURS
+from benchmarks.beside import OURS
 from bothways.evaluation.tables import Row, markdown
 
 Found = Mapping[str, Any]
 
 
 def steps(found: Found) -> str:
-    """Seconds and memory of a step, and how many times as much the peers take."""
-    rows = []
+    """Seconds and memory of a step, and how many times as much the peers take; texts of mixed lengths are counted."""
+    rows: list[dict[str, Any]] = []
+    names = peers(found)
     for condition, figures in found["observed"].items():
         row: dict[str, Any] = {"condition": condition}
+        if "padding" in figures:
+            row |= {"tokens": f"{figures['tokens']:,}", "padding": f"{figures['padding']:.2f}x"}
         for title, key, unit in (("seconds", "seconds", 1), ("GiB", "memory", 2**30)):
             ours = figures[key][OURS]
+            taken = {name.split(",")[0]: value for name, value in figures[key].items()}
             row[f"{title}, {OURS}"] = f"{ours / unit:.2f}"
-            for name, value in figures[key].items():
-                peer = name.split(",")[0]
-                if peer != OURS:
-                    row[f"{title}, {peer}"] = f"{value / unit:.2f} ({value / ours:.2f}x)"
+            for peer in names:
+                value = taken.get(peer)
+                row[f"{title}, {peer}"] = None if value is None else f"{value / unit:.2f} ({value / ours:.2f}x)"
         rows.append(row)
     return markdown(rows)
+
+
+def peers(found: Found) -> list[str]:
+    """Who was measured beside us."""
+    names = (name.split(",")[0] for one in found["observed"].values() for name in one["seconds"])
+    return sorted(set(names) - {OURS})
 
 
 def attention(found: Found) -> str:
     """With which attention each peer was faster, and so is compared."""
     kept = {
         peer: sorted(
-            {name.split(", ")[1] for one in found["observed"].values() for name in one["seconds"] if peer in name}
+            {
+                name.split(", ")[1]
+                for one in found["observed"].values()
+                for name in one["seconds"]
+                if name.split(",")[0] == peer
+            }
         )
-        for peer in (LLM2VEC, ALL_LOGITS)
+        for peer in peers(found)
     }
-    return "; ".join(f"{peer}: {' or '.join(kinds)}" for peer, kinds in kept.items() if kinds)
+    return "; ".join(f"{peer}: {' or '.join(kinds)}" for peer, kinds in kept.items())
 
 
 def parts(found: Found) -> str:

@@ -40,9 +40,10 @@ def run(options: argparse.Namespace) -> int:
 
 def generated(text: str, page: Path = README) -> str:
     """`text` with every part of that page, between its markers, made anew."""
-    parts = (
-        {"demo": demo, "decoder": decoder, "tree": tree} if page == README else {"mntp": mntp, "mntp-cuda": mntp_cuda}
-    )
+    if page == README:
+        parts = {"demo": demo, "decoder": decoder, "tree": tree}
+    else:
+        parts = {"mntp": mntp, "mntp-cuda": mntp_cuda, "contrastive": contrastive}
     for name, make in parts.items():
         begin, end = f"<!-- begin {name}: python -m benchmarks readme -->", f"<!-- end {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
@@ -100,6 +101,11 @@ def mntp() -> str:
 def mntp_cuda() -> str:
     """The same on a GPU."""
     return _steps("mntp-cuda")
+
+
+def contrastive() -> str:
+    """One contrastive step."""
+    return _steps("contrastive")
 
 
 def _steps(name: str) -> str:

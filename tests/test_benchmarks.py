@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bothways import MNTP, convert
+from bothways import MNTP, Supervised, convert
 from bothways.stages.mntp import mntp_loss
 from bothways.training.tuning import tuned
 
@@ -73,15 +73,22 @@ def _figures(loss: float, trained: int) -> dict[str, Any]:
 
 
 def _condition(**changes: Any) -> Any:
-    from benchmarks import mntp
+    from benchmarks.peers.condition import TINY
+    from benchmarks.peers.masked import Masked
 
-    shape = {"kind": "llama", **mntp.TINY, "intermediate_size": 56, "vocab_size": 531}
+    shape = {"kind": "llama", **TINY, "intermediate_size": 56, "vocab_size": 531}
     given: dict[str, Any] = {"tune": "lora", "batch": 3, "tokens": 37, "device": "cpu"}
-    return mntp.Condition("tiny", shape, **{**given, **changes})
+    return Masked("tiny", shape, **{**given, **changes})
+
+
+def _step(name: str = "plain-16", tune: str = "full") -> Any:
+    from benchmarks import contrastive
+
+    return contrastive.conditioned(name, tune, tiny=True)
 
 
 def test_peers_that_do_other_work_are_not_timed() -> None:
-    from benchmarks.mntp import same_work
+    from benchmarks.beside import same_work
 
     ours = {"bothways": _figures(6.5, 17)}
     same_work(
@@ -91,20 +98,21 @@ def test_peers_that_do_other_work_are_not_timed() -> None:
         SystemExit, match=r"transformers, sdpa computes the loss 6.501000 where bothways computes 6.5000"
     ):
         same_work(_condition(), {**ours, "transformers, sdpa": _figures(6.501, 17)})
+    same_work(_condition(), {**ours, "transformers, sdpa": _figures(6.501, 17)}, slack=100)
     with pytest.raises(SystemExit, match=r"llm2vec, eager trains 18 weights where bothways trains 17"):
         same_work(_condition(), {**ours, "llm2vec, eager": _figures(6.5, 18)})
 
 
 def test_of_two_kinds_of_attention_a_peer_is_measured_with_the_faster() -> None:
-    from benchmarks import mntp
+    from benchmarks import beside
 
-    wanted = mntp.variants(_condition(), ["llm2vec"])
+    wanted = beside.variants({"llm2vec": beside.KINDS["cpu"]})
     seconds = {"bothways": 9.0, "matmuls": 1.0, "llm2vec, sdpa": 3.0, "llm2vec, eager": 2.0}
     assert list(wanted) == list(seconds)
     rows = [{"variant": name, "round": 1, "seconds": value} for name, value in seconds.items()]
     rows.append({"variant": "llm2vec, sdpa", "round": 0, "seconds": 0.1})
-    assert mntp.slower(rows, wanted) == ["llm2vec, sdpa"]
-    assert ["".join(mntp.turn(["a", "b", "c"], number)) for number in range(4)] == ["abc", "bca", "cab", "abc"]
+    assert beside.slower(rows, wanted) == ["llm2vec, sdpa"]
+    assert ["".join(beside.turn(["a", "b", "c"], number)) for number in range(4)] == ["abc", "bca", "cab", "abc"]
 
 
 def test_what_cannot_be_measured_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -118,8 +126,8 @@ def test_what_cannot_be_measured_is_said_at_once(monkeypatch: pytest.MonkeyPatch
     assert mntp.peers(parser.parse_args(["--device", "cuda"])) == ["transformers"]
     with pytest.raises(SystemExit, match=r"no shape qwen3-0\.6b on cpu\. Use vocab-32k, vocab-128k"):
         mntp.conditions(parser.parse_args(["--shapes", "qwen3-0.6b"]))
-    with pytest.raises(SystemExit, match="--rounds 1"):
-        mntp.conditions(parser.parse_args(["--rounds", "1"]))
+    with pytest.raises(SystemExit, match="benchmarks mntp: --rounds 1"):
+        mntp.peers(parser.parse_args(["--rounds", "1"]))
     names = [condition.name for condition in mntp.conditions(parser.parse_args([]))]
     assert names == ["vocab-32k-lora", "vocab-32k-full", "vocab-128k-lora", "vocab-128k-full"]
 
@@ -128,14 +136,12 @@ def test_what_cannot_be_measured_is_said_at_once(monkeypatch: pytest.MonkeyPatch
 def test_the_floor_is_what_a_real_step_multiplies(tune: str, tmp_path: Path) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    from benchmarks import mntp
     from benchmarks.peers.mntp_matmuls import products
-    from benchmarks.peers.wire import Job
 
     condition = _condition(tune=tune)
-    mntp.make(condition, tmp_path)
+    condition.make(tmp_path)
     encoder = convert(tmp_path, attn_implementation="eager")
-    job = Job(str(tmp_path), tune, "eager", condition.batch, condition.tokens, "cpu", "float32")
+    job = condition.job(tmp_path, "eager")
     config = encoder.model.config
     ids = torch.randint(4, 531, (condition.batch, condition.tokens))
     labels = torch.full_like(ids, -100)
@@ -145,6 +151,29 @@ def test_the_floor_is_what_a_real_step_multiplies(tune: str, tmp_path: Path) -> 
     with tuned(encoder, MNTP(tune=tune), torch.float32), FlopCounterMode(display=False) as counted:
         mntp_loss(encoder, ids.tolist(), labels.tolist())[0].backward()
     assert counted.get_total_flops() == sum(product.operations for product in products(config, job))
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_the_floor_of_mixed_lengths_is_that_of_each_text_alone(tune: str, tmp_path: Path) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks.peers.contrastive_matmuls import SIMILARITIES, products
+    from benchmarks.peers.triplets import COLUMNS, triplets
+
+    condition = _step(tune=tune)
+    condition.make(tmp_path)
+    encoder = convert(tmp_path, attn_implementation="eager")
+    job = condition.job(tmp_path, "eager")
+    texts = [row[column] for row in triplets(job) for column in COLUMNS]
+    rows = encoder.tokenise(texts)
+    assert sorted(map(len, rows)) == sorted(length for column in condition.lengths().values() for length in column)
+    with tuned(encoder, Supervised(tune=tune), torch.float32), FlopCounterMode(display=False) as counted:
+        for row in rows:
+            encoder.token_states([row.ids]).sum().backward()
+    wanted = list(products(encoder.model.config, job))
+    assert counted.get_total_flops() == sum(item.operations for item in wanted if item.part != SIMILARITIES)
+    # Forward, and the gradients of both sides: 4 queries, 8 documents, 40 wide.
+    assert sum(item.operations for item in wanted if item.part == SIMILARITIES) == 3 * 2 * 4 * 8 * 40
 
 
 @pytest.mark.parametrize("tune", ["lora", "full"])
@@ -203,3 +232,66 @@ def test_the_death_of_a_worker_says_why(tmp_path: Path) -> None:
     with pytest.raises(DiedError, match=r"(?s)floor ended with exit code 1:.*config"):
         worker.ready()
     worker.stop()
+
+
+def test_the_lengths_of_a_contrastive_step_are_mixed_and_no_draw(tmp_path: Path) -> None:
+    condition = _step("cached-64")
+    lengths = condition.lengths()
+    assert lengths == _step("cached-64").lengths()
+    assert {column: sorted(found)[7:9] for column, found in lengths.items()} == {
+        "query": [10, 10],
+        "positive": [29, 31],
+        "negative": [29, 31],
+    }
+    assert lengths["positive"] != lengths["negative"]
+    columns = [lengths["query"], lengths["positive"], lengths["negative"]]
+    halves = [half for column in columns for half in (column[:8], column[8:])]
+    tokens = sum(map(sum, columns))
+    assert condition.padding() == {"tokens": tokens, "padding": sum(8 * max(half) for half in halves) / tokens}
+
+
+def test_a_causal_model_would_be_other_work(tmp_path: Path) -> None:
+    from benchmarks.beside import same_work
+    from benchmarks.peers.contrastive_bothways import loss_of
+
+    condition = _step()
+    condition.make(tmp_path)
+    job = condition.job(tmp_path, "auto")
+    both, causal = (loss_of(convert(tmp_path, direction=way), job) for way in ("bidirectional", "causal"))
+    with pytest.raises(SystemExit, match=r"benchmarks contrastive: plain-16-full: llm2vec, sdpa computes the loss"):
+        same_work(condition, {"bothways": _figures(both, 7), "llm2vec, sdpa": _figures(causal, 7)})
+
+
+def test_a_contrastive_step_is_measured_beside_sentence_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import contrastive, performance
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setitem(contrastive.KINDS, "cpu", ("sdpa",))
+    parser = argparse.ArgumentParser()
+    contrastive.arguments(parser)
+    given = "--tiny --rounds 2 --steps cached-64 --peers sentence-transformers"
+    findings = contrastive.measure(parser.parse_args(given.split()))
+    found = findings.observed["cached-64-full"]
+    peer = "sentence-transformers, sdpa"
+    assert set(found["seconds"]) == set(found["memory"]) == {"bothways", peer}
+    losses = {name: [row["loss"] for row in findings.rows if row["variant"] == name] for name in ("bothways", peer)}
+    assert losses[peer] == pytest.approx(losses["bothways"], rel=1e-4)
+    assert losses[peer][0] == pytest.approx(found["ready"]["bothways"]["loss"], rel=1e-5)
+    assert losses[peer][-1] < losses[peer][0]
+    assert set(findings.ratios) == {
+        f"contrastive/cached-64-full/{kind}/sentence-transformers" for kind in ("time", "memory")
+    }
+    table = performance.steps({"observed": findings.observed})
+    assert f"| cached-64-full | 1,252 | {found['padding']:.2f}x | {found['seconds']['bothways']:.2f} |" in table
+
+
+def test_contrastive_peers_whose_environment_is_missing_are_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from benchmarks import contrastive, llm2vec_env
+
+    parser = argparse.ArgumentParser()
+    contrastive.arguments(parser)
+    monkeypatch.setattr(llm2vec_env, "BUILT", tmp_path / "built")
+    with pytest.raises(SystemExit, match="benchmarks contrastive: the environment of llm2vec is not there"):
+        contrastive.measure(parser.parse_args([]))

@@ -1,16 +1,14 @@
-"""What every variant trains: the shape of a decoder, and a folder of its random weights, tokenizer and rows."""
+"""What every variant trains: the shape of a decoder, and a folder of its random weights and tokenizer."""
 
 from __future__ import annotations
 
-import json
 import math
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from benchmarks.peers.wire import BATCH, TEXTS, Job
+from benchmarks.peers.wire import Job
 
 TUNES = ("lora", "full")
 LLAMA: dict[str, Any] = {
@@ -48,13 +46,11 @@ TINY = {"hidden_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "nu
 GAIN = 1.1
 """What a random matrix multiplies lengths by: enough that attention, and so a causal mask, changes the loss."""
 SPECIAL = ("<s>", "</s>", "_", "<unk>")
-BATCHES = 8
-"""Batches until the rows come round again."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What every variant does in turn."""
+    """What every variant does in turn. Each benchmark says what its rows are, and what a worker is told of them."""
 
     name: str
     shape: Mapping[str, Any]
@@ -63,34 +59,68 @@ class Condition:
     tokens: int
     device: str
 
+    work: ClassVar[str]
+    """The benchmark's name; its workers are the modules that begin with it."""
+    one_batch: ClassVar[bool] = False
+    """Whether every step has the same rows, so that the first steps of all variants have one loss."""
+
     @property
     def dtype(self) -> str:
         """float32 on CPU, mixed precision on a GPU."""
         return "bfloat16" if self.device == "cuda" else "float32"
 
+    def job(self, folder: Path, attention: str) -> Job:
+        """What a worker is told."""
+        raise NotImplementedError
 
-def make(condition: Condition, folder: Path) -> None:
-    """A random decoder with a tokenizer of one token per word, rows of words, and one masked batch."""
+    def write_rows(self, folder: Path) -> None:
+        """Put the rows to train on into the folder."""
+        raise NotImplementedError
+
+    def make(self, folder: Path) -> None:
+        """A random decoder with a tokenizer of one token per word, and the rows."""
+        make_decoder(self.shape, self.tokens, folder)
+        self.write_rows(folder)
+
+    def common(self, folder: Path, attention: str) -> dict[str, Any]:
+        """What the workers of all benchmarks are told."""
+        return {
+            "folder": str(folder),
+            "tune": self.tune,
+            "attention": attention,
+            "batch": self.batch,
+            "tokens": self.tokens,
+            "device": self.device,
+            "dtype": self.dtype,
+        }
+
+
+def words(size: int) -> list[str]:
+    """The vocabulary: word number n is token n."""
+    return [*SPECIAL, *(f"w{number}" for number in range(len(SPECIAL), size))]
+
+
+def make_decoder(shape: Mapping[str, Any], tokens: int, folder: Path) -> None:
+    """A decoder of that shape with random weights, and a tokenizer of one token per word."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    shape = dict(condition.shape)
-    size = shape["vocab_size"]
-    words = [*SPECIAL, *(f"w{number}" for number in range(len(SPECIAL), size))]
-    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    shape = dict(shape)
+    vocabulary = {word: number for number, word in enumerate(words(shape["vocab_size"]))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        model_max_length=condition.tokens,
+        model_max_length=tokens,
         model_input_names=["input_ids", "attention_mask"],
         **special,
     ).save_pretrained(folder)
     config = AutoConfig.for_model(
         shape.pop("kind"),
         **shape,
-        max_position_embeddings=max(condition.tokens, 512),
+        max_position_embeddings=max(tokens, 512),
         tie_word_embeddings=True,
         initializer_range=GAIN / math.sqrt(shape["hidden_size"]),
         bos_token_id=0,
@@ -98,14 +128,3 @@ def make(condition: Condition, folder: Path) -> None:
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    rng = random.Random(0)
-    ids = [
-        [rng.randrange(len(SPECIAL), size) for _ in range(condition.tokens)] for _ in range(BATCHES * condition.batch)
-    ]
-    (folder / TEXTS).write_text("\n".join(" ".join(words[i] for i in row) for row in ids) + "\n", encoding="utf-8")
-    masked = [[(token, rng.random() < Job.mask_rate) for token in row] for row in ids[: condition.batch]]
-    batch = {
-        "input_ids": [[SPECIAL.index("_") if hidden else token for token, hidden in row] for row in masked],
-        "labels": [[token if hidden else -100 for token, hidden in row] for row in masked],
-    }
-    (folder / BATCH).write_text(json.dumps(batch), encoding="utf-8")

@@ -1,138 +1,32 @@
-"""The floor of an MNTP step: its matrix multiplications alone, at their real shapes, and the rate of a large one."""
+"""The floor of an MNTP step: the multiplications of the decoder layers, and of the head on predicted rows alone."""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from benchmarks.peers.parts import ADAPTERS, ATTENTION, HEAD, LINEAR
-from benchmarks.peers.wire import Gate, Job, job
-
-LARGE = {"cpu": 2048, "cuda": 8192}
-"""Edge of the square matrices that measure the rate."""
+from benchmarks.peers.masked import MaskedJob
+from benchmarks.peers.matmuls import Product, linear, measure, trunk
+from benchmarks.peers.parts import HEAD
+from benchmarks.peers.wire import Gate
 
 
-@dataclass(frozen=True)
-class Product:
-    """`count` times (groups, rows, inner) @ (groups, inner, columns); the transposed flags say how operands lie."""
-
-    part: str
-    rows: int
-    inner: int
-    columns: int
-    count: int = 1
-    groups: int = 1
-    left_transposed: bool = False
-    right_transposed: bool = False
-
-    @property
-    def operations(self) -> int:
-        """Multiplications and additions."""
-        return 2 * self.rows * self.inner * self.columns * self.count * self.groups
-
-
-def linear(part: str, rows: int, inner: int, columns: int, count: int, *, trained: bool, inputs: int) -> list[Product]:
-    """`count` linear layers, forward; the input's gradient, in `inputs` of them; the weight's, if it is trained."""
-    products = [
-        Product(part, rows, inner, columns, count, right_transposed=True),
-        Product(part, rows, columns, inner, inputs),
-        Product(part, columns, rows, inner, count if trained else 0, left_transposed=True),
-    ]
-    return [product for product in products if product.count]
-
-
-def products(config: Any, given: Job) -> Iterator[Product]:
-    """Every matrix multiplication that one step cannot do without, the head on predicted rows alone."""
-    full, layers, rows = given.tune == "full", config.num_hidden_layers, given.batch * given.tokens
-    width = config.hidden_size
-    size = getattr(config, "head_dim", None) or width // config.num_attention_heads
-    queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
-    inside = config.intermediate_size
-    # Queries, keys and values of the first layer read the embedding: frozen under adapters, it gets no gradient.
-    first = 0 if full else 1
-    for inner, columns, each, frozen in (
-        (width, queries, 1, first),
-        (width, keys, 2, first),
-        (queries, width, 1, 0),
-        (width, inside, 2, 0),
-        (inside, width, 1, 0),
-    ):
-        count, inputs = each * layers, each * (layers - frozen)
-        yield from linear(LINEAR, rows, inner, columns, count, trained=full, inputs=inputs)
-        if not full:
-            yield from linear(ADAPTERS, rows, inner, given.lora_r, count, trained=True, inputs=inputs)
-            yield from linear(ADAPTERS, rows, given.lora_r, columns, count, trained=True, inputs=count)
-    heads, length = given.batch * config.num_attention_heads, given.tokens
-    # Scores and the mix of values; backward: the gradients of both their operands.
-    yield Product(ATTENTION, length, size, length, 2 * layers, heads, right_transposed=True)
-    yield Product(ATTENTION, length, length, size, 2 * layers, heads)
-    yield Product(ATTENTION, length, length, size, 2 * layers, heads, left_transposed=True)
+def products(config: Any, given: MaskedJob) -> Iterator[Product]:
+    """Every matrix multiplication that one step cannot do without."""
+    yield from trunk(config, given, [given.tokens] * given.batch)
     predicted = round(given.mask_rate * given.batch * (given.tokens - 1))
-    trained = full and config.tie_word_embeddings
-    yield from linear(HEAD, predicted, width, config.vocab_size, 1, trained=trained, inputs=1)
+    trained = given.tune == "full" and config.tie_word_embeddings
+    yield from linear(HEAD, predicted, config.hidden_size, config.vocab_size, 1, trained=trained, inputs=1)
 
 
-class Floor:
-    """All products of a step, one after the other; operands lie in memory as they would in training."""
-
-    def __init__(self, wanted: list[Product], device: str, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
-        self.operands = [(product, *self._operands(product)) for product in wanted]
-        edge = LARGE["cuda" if device.startswith("cuda") else "cpu"]
-        self.large = (Product("large", edge, edge, edge), *self._operands(Product("large", edge, edge, edge)))
-
-    def run(self) -> dict[str, float]:
-        """Part -> seconds; "large": operations a second of the large product."""
-        found: dict[str, float] = defaultdict(float)
-        for product, left, right in self.operands:
-            found[product.part] += self._seconds(product, left, right)
-        product, left, right = self.large
-        self._seconds(product, left, right)
-        found["large"] = product.operations / self._seconds(product, left, right)
-        return dict(found)
-
-    def _seconds(self, product: Product, left: torch.Tensor, right: torch.Tensor) -> float:
-        begun = self._now()
-        for _ in range(product.count):
-            torch.matmul(left, right)
-        return self._now() - begun
-
-    def _now(self) -> float:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
-
-    def _operands(self, product: Product) -> tuple[torch.Tensor, torch.Tensor]:
-        left = self._operand(product.groups, product.rows, product.inner, product.left_transposed)
-        return left, self._operand(product.groups, product.inner, product.columns, product.right_transposed)
-
-    def _operand(self, groups: int, rows: int, columns: int, transposed: bool) -> torch.Tensor:
-        shape = (columns, rows) if transposed else (rows, columns)
-        whole = torch.randn(*([groups] if groups > 1 else []), *shape, device=self.device, dtype=self.dtype)
-        return whole.mT if transposed else whole
-
-
-def main(given: Job) -> None:
-    """One "step" runs all products once; its parts are told when it is profiled."""
+def main(given: MaskedJob) -> None:
+    """Measure them."""
     from transformers import AutoConfig
 
     gate = Gate(given.device)
     gate.before_model()
-    wanted = list(products(AutoConfig.from_pretrained(given.folder), given))
-    floor = Floor(wanted, given.device, getattr(torch, given.dtype))
-    operations: dict[str, int] = defaultdict(int)
-    for product in wanted:
-        operations[product.part] += product.operations
-    going = gate.open(operations=dict(operations))
-    while going:
-        going = gate.step(floor=floor.run())
+    measure(list(products(AutoConfig.from_pretrained(given.folder), given)), given, gate)
 
 
 if __name__ == "__main__":
-    main(job())
+    main(MaskedJob.given())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.peers.trainer import loss_of, train
-from benchmarks.peers.wire import Gate, Job, job, weights_dtype
+from benchmarks.peers.masked import MaskedJob
+from benchmarks.peers.mntp_trainer import loss_of, train_masked
+from benchmarks.peers.wire import Gate, weights_dtype
 from bothways import MNTP, make_bidirectional
 from bothways.training import adapters
 
 
-def main(given: Job) -> None:
+def main(given: MaskedJob) -> None:
     """`AutoModelForCausalLM` and the Trainer; of bothways there are step 1 and where the adapters go."""
     gate = Gate(given.device)
     settings = MNTP(lora_r=given.lora_r, lora_alpha=given.lora_alpha, lora_dropout=given.lora_dropout)
@@ -25,8 +26,8 @@ def main(given: Job) -> None:
         adapters.attach(model.base_model, settings)
     tokenizer = AutoTokenizer.from_pretrained(given.folder)
     tokenizer.mask_token = "_"
-    train(model, tokenizer, given, gate, loss=loss)
+    train_masked(model, tokenizer, given, gate, loss=loss)
 
 
 if __name__ == "__main__":
-    main(job())
+    main(MaskedJob.given())

@@ -1,14 +1,16 @@
-"""transformers' own Trainer, in either environment: one batch of BERT-style masking after another."""
+"""transformers' own Trainer, in either environment, held between two steps."""
 
 from __future__ import annotations
 
-import tempfile
 from typing import Any
 
 import torch
-from transformers import DataCollatorForLanguageModeling, Trainer, TrainerCallback, TrainingArguments
+from peft import LoraConfig
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.peers.wire import MANY_STEPS, Gate, Job, masked_batch, texts
+from benchmarks.peers.wire import MANY_STEPS, Gate, Job
+
+LINEAR = ["q_proj", "v_proj", "k_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 class Steps(TrainerCallback):
@@ -16,6 +18,8 @@ class Steps(TrainerCallback):
 
     def __init__(self, gate: Gate, facts: dict[str, Any]) -> None:
         self.gate, self.facts = gate, facts
+        self.told: dict[str, Any] = {}
+        """What is told of the next step that is done."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """The Trainer is ready for its first step."""
@@ -24,45 +28,57 @@ class Steps(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Forward, backward, clipping, optimiser and schedule are done."""
-        control.should_training_stop = not self.gate.step()
+        control.should_training_stop = not self.gate.step(**self.told)
         return control
 
 
+def arguments(
+    given: Job, folder: str, kind: type[TrainingArguments] = TrainingArguments, **more: Any
+) -> TrainingArguments:
+    """The Trainer's settings, its defaults but for what the job says; nothing but training is done."""
+    return kind(
+        output_dir=folder,
+        per_device_train_batch_size=given.batch,
+        max_steps=MANY_STEPS,
+        learning_rate=given.learning_rate,
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=given.device == "cpu",
+        bf16=given.dtype == "bfloat16",
+        **more,
+    )
+
+
+def adapters(given: Job) -> LoraConfig:
+    """On every linear layer of the decoder layers."""
+    return LoraConfig(
+        r=given.lora_r,
+        lora_alpha=given.lora_alpha,
+        target_modules=LINEAR,
+        lora_dropout=given.lora_dropout,
+        bias="none",
+        task_type=None,
+    )
+
+
+def train(trainer: Trainer, steps: Steps) -> None:
+    """Train until the gate says stop."""
+    steps.facts["trained"] = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    steps.facts["optimiser"] = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    trainer.add_callback(steps)
+    trainer.train()
+
+
 @torch.no_grad()
-def loss_of(model: Any, job: Job) -> float:
-    """Mean cross-entropy of the common masked batch, without dropout."""
-    ids, labels = (tensor.to(model.device) for tensor in masked_batch(job))
-    model.eval()
-    return float(model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss)
-
-
-def train(model: Any, tokenizer: Any, job: Job, gate: Gate, **facts: Any) -> None:
-    """Train on the job's rows until the gate says stop. The optimiser is the Trainer's default, AdamW."""
-    rows = [tokenizer(text, return_special_tokens_mask=True) for text in texts(job)]
-    if any(len(row["input_ids"]) != job.tokens for row in rows):
-        raise RuntimeError(f"expected rows of {job.tokens} tokens, got {sorted({len(r['input_ids']) for r in rows})}")
-    facts["trained"] = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            per_device_train_batch_size=job.batch,
-            max_steps=MANY_STEPS,
-            learning_rate=job.learning_rate,
-            logging_strategy="no",
-            save_strategy="no",
-            eval_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            use_cpu=job.device == "cpu",
-            bf16=job.dtype == "bfloat16",
-        )
-        facts["optimiser"] = str(getattr(arguments.optim, "value", arguments.optim))
-        Trainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            data_collator=DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm_probability=job.mask_rate),
-            callbacks=[Steps(gate, facts)],
-        ).train()
+def first_loss(trainer: Trainer) -> float:
+    """The loss that the trainer computes of all its rows as one batch, without dropout."""
+    inputs = trainer.data_collator(list(trainer.train_dataset))
+    training = trainer.model.training
+    trainer.model.eval()
+    try:
+        return float(trainer.compute_loss(trainer.model, trainer._prepare_inputs(inputs)))
+    finally:
+        trainer.model.train(training)

@@ -10,13 +10,13 @@ import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
 PIN = "BENCHMARK_CPU"
 """Environment variable: the CPU that every worker computes on."""
-PACKAGES = ("llm2vec", "torch", "transformers", "tokenizers", "peft", "accelerate")
+PACKAGES = ("llm2vec", "sentence-transformers", "torch", "transformers", "tokenizers", "peft", "accelerate", "datasets")
 """What the figures depend on."""
 MANY_STEPS = 1_000_000
 """Steps a worker sets out to do; it is stopped long before."""
@@ -27,7 +27,7 @@ class Job:
     """What a worker trains, as JSON on its command line."""
 
     folder: str
-    """A transformers folder with tokenizer, TEXTS and BATCH in it."""
+    """A transformers folder with tokenizer and the rows to train on."""
     tune: str
     """lora or full."""
     attention: str
@@ -35,40 +35,24 @@ class Job:
     batch: int
     """Rows of one step."""
     tokens: int
-    """Tokens of one row."""
+    """Tokens of the longest row."""
     device: str
     """cpu or cuda."""
     dtype: str
     """float32, or bfloat16 for mixed precision."""
-    mask_rate: float = 0.2
     lora_r: int = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.05
     learning_rate: float = 5e-5
 
+    @classmethod
+    def given(cls) -> Self:
+        """The job on this worker's command line."""
+        return cls(**json.loads(sys.argv[1]))
+
     def argument(self) -> str:
         """For the command line."""
         return json.dumps(asdict(self))
-
-
-TEXTS, BATCH = "texts.txt", "batch.json"
-"""One row of tokens, as words, per line; and one masked batch on which all must compute the same loss."""
-
-
-def job() -> Job:
-    """The job on this worker's command line."""
-    return Job(**json.loads(sys.argv[1]))
-
-
-def texts(given: Job) -> list[str]:
-    """The rows to train on."""
-    return (Path(given.folder) / TEXTS).read_text(encoding="utf-8").splitlines()
-
-
-def masked_batch(given: Job) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels (-100 where nothing is predicted), both int64 (rows, tokens)."""
-    found = json.loads((Path(given.folder) / BATCH).read_text(encoding="utf-8"))
-    return torch.tensor(found["input_ids"]), torch.tensor(found["labels"])
 
 
 def weights_dtype(given: Job) -> torch.dtype:

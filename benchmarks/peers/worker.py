@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import llm2vec_env
 from benchmarks.frame import ROOT
 from benchmarks.peers.condition import Condition
-from benchmarks.peers.wire import PIN, Job
+from benchmarks.peers.wire import PIN
 
 SHOWN = 15
 """Last lines of a dead worker's stderr that are shown."""
@@ -28,16 +28,8 @@ class Worker:
 
     def __init__(self, name: str, who: str, attention: str, condition: Condition, folder: Path) -> None:
         self.name = name
+        module = f"benchmarks.peers.{condition.work}_{who.replace('-', '_')}"
         self.errors = folder / f"{name}.err"
-        job = Job(
-            folder=str(folder),
-            tune=condition.tune,
-            attention=attention,
-            batch=condition.batch,
-            tokens=condition.tokens,
-            device=condition.device,
-            dtype=condition.dtype,
-        )
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         python = sys.executable
         if who == "llm2vec":
@@ -48,7 +40,7 @@ class Worker:
             environment |= {PIN: str(max(os.sched_getaffinity(0))), **one_thread}
         with self.errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [python, "-m", f"benchmarks.peers.mntp_{who}", job.argument()],
+                [python, "-m", module, condition.job(folder, attention).argument()],
                 cwd=ROOT,
                 env=environment,
                 stdin=subprocess.PIPE,
