@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import contrastive, decoder, demo, learning, mntp, probe, readme, recurrence
+from benchmarks import contrastive, decoder, demo, learning, mntp, probe, quality, readme, recurrence
 from benchmarks.frame import framed
 from bothways.evaluation.tables import write_json
 
@@ -18,6 +18,7 @@ MEASURED = {
     "learning": learning,
     "mntp": mntp,
     "probe": probe,
+    "quality": quality,
     "recurrence": recurrence,
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +53,11 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     return found + ("+" if changed else "")
+
+
+def say(line: str) -> None:
+    """Progress, on stderr."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 def _git(*arguments: str) -> str:

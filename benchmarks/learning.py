@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.frame import Findings
-from benchmarks.recurrence import say, unlabelled
+from benchmarks.frame import Findings, say
+from benchmarks.texts import unlabelled
 
 BLOCK, BATCH = 128, 32
 TRAINED, HELD_OUT = 16_000, 600

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import math
 import random
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.frame import Findings
+from benchmarks.frame import Findings, say
+from benchmarks.texts import json_rows, unlabelled
 
 RECORD = "pretraining.json"
-UNLABELLED = ("text-gutenberg", "text-peps", "text-rust-rfcs", "text-eips", "text-18f-posts", "wiki-sents")
-HELD_OUT = 0.02
-"""Share of each file, its tail, that no stage trains on."""
 WINDOW, WINDOWS_PER_STEP = 128, 16
 WARM_UP, COOL_DOWN = 0.02, 0.4
 """Shares of the pre-training: the learning rate rises linearly, stays, and falls linearly to zero."""
@@ -104,31 +100,12 @@ def measure(options: argparse.Namespace) -> Findings:
     )
 
 
-def say(line: str) -> None:
-    """Progress, on stderr."""
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
-
-
-def unlabelled(folder: Path) -> tuple[list[str], list[str]]:
-    """Paragraphs to train on and those held out."""
-    train: list[str] = []
-    held_out: list[str] = []
-    for path in sorted(path for name in UNLABELLED for path in (folder / name).glob("*.txt.gz")):
-        lines = [line.strip() for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()]
-        lines = [line for line in lines if line]
-        cut = math.ceil(len(lines) * (1 - HELD_OUT))
-        train += lines[:cut]
-        held_out += lines[cut:]
-    seen = set(train)
-    return train, [line for line in held_out if line not in seen]
-
-
 def answers(path: Path) -> tuple[list[Any], Any]:
     """Examples to train on, and a retrieval task of the questions on subjects that none of them is on."""
     from bothways.data import Document, Example
     from bothways.evaluation import Retrieval
 
-    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()]
+    rows = json_rows(path)
     foci = sorted({row["focus"].lower() for row in rows})
     chosen = set(random.Random(0).sample(foci, HELD_OUT_FOCI))
     apart = [row for row in rows if row["focus"].lower() in chosen]

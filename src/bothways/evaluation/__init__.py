@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bothways.evaluation.classification import score_classification
+from bothways.evaluation.clustering import score_clustering
 from bothways.evaluation.lexical import TfIdf
 from bothways.evaluation.retrieval import score_retrieval
 from bothways.evaluation.sts import score_similarity
 from bothways.evaluation.tables import Cell
-from bothways.evaluation.tasks import Retrieval, Similarity, Task, read_retrieval, read_similarity, read_task
+from bothways.evaluation.tasks import (
+    Classification,
+    Clustering,
+    Retrieval,
+    Similarity,
+    Task,
+    read_classification,
+    read_clustering,
+    read_retrieval,
+    read_similarity,
+    read_task,
+)
 from bothways.evaluation.vectors import Embeds
 
 __all__ = [
+    "Classification",
+    "Clustering",
     "Embeds",
     "Retrieval",
     "Similarity",
@@ -20,6 +35,8 @@ __all__ = [
     "TfIdf",
     "compare",
     "evaluate",
+    "read_classification",
+    "read_clustering",
     "read_retrieval",
     "read_similarity",
     "read_task",
@@ -39,7 +56,15 @@ def evaluate(encoder: Embeds, tasks: Sequence[str | Path | Task]) -> dict[str, d
 
 def score(encoder: Embeds, task: Task) -> dict[str, float]:
     """The measures of one task, by name."""
-    return score_similarity(encoder, task) if isinstance(task, Similarity) else score_retrieval(encoder, task)
+    match task:
+        case Similarity():
+            return score_similarity(encoder, task)
+        case Retrieval():
+            return score_retrieval(encoder, task)
+        case Classification():
+            return score_classification(encoder, task)
+        case Clustering():
+            return score_clustering(encoder, task)
 
 
 def compare(encoders: Mapping[str, Embeds], tasks: Sequence[str | Path | Task]) -> list[dict[str, Cell]]:

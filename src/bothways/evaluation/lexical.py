@@ -7,7 +7,7 @@ from typing import Any
 
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from bothways.evaluation.tasks import Similarity, Task
+from bothways.evaluation.tasks import Classification, Clustering, Similarity, Task
 
 
 class TfIdf:
@@ -19,9 +19,13 @@ class TfIdf:
 
     @classmethod
     def of(cls, task: Task) -> TfIdf:
-        """Fitted to what is searched or compared; queries are not seen."""
+        """Fitted to what is searched, compared, sorted or learnt from; queries and texts to be told are not seen."""
         if isinstance(task, Similarity):
             return cls([*task.first, *task.second])
+        if isinstance(task, Classification):
+            return cls(task.train)
+        if isinstance(task, Clustering):
+            return cls(task.texts)
         return cls(document.text for document in task.documents)
 
     def encode_query(self, texts: Sequence[str], /) -> Any:

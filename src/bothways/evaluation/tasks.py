@@ -1,4 +1,4 @@
-"""What is measured: pairs with a human score, or queries with the documents that answer them. Read from local files."""
+"""What is measured: scored pairs, queries and the documents that answer them, texts with labels. Read from files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,27 @@ class Retrieval:
     relevance: dict[str, dict[str, int]]
 
 
-Task = Similarity | Retrieval
+@dataclass(frozen=True)
+class Classification:
+    """Texts of known kinds to learn from, and others whose kinds are to be told."""
+
+    name: str
+    train: list[str]
+    train_labels: list[str]
+    test: list[str]
+    test_labels: list[str]
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Texts, and the kinds that they should fall into without having been told."""
+
+    name: str
+    texts: list[str]
+    labels: list[str]
+
+
+Task = Similarity | Retrieval | Classification | Clustering
 
 WAY_OUT = "Fix the row: a task is measured whole or not at all."
 
@@ -59,6 +79,35 @@ def read_similarity(path: str | Path) -> Similarity:
     if len(set(scores)) < 2:
         raise DataError(f"{path.name}: every score is {scores[0]:g}. Give pairs that differ in how alike they are.")
     return Similarity(f"{path.parent.name}/{path.name.split('.')[0]}", list(first), list(second), list(scores))
+
+
+def read_classification(train: str | Path, test: str | Path) -> Classification:
+    """Two files of rows with "text" and "label", which is a text or a whole number. Raises DataError.
+
+    So it does where a label of `test` is in no row of `train`.
+    """
+    train, test = Path(train), Path(test)
+    known, asked = _labelled(train), _labelled(test)
+    if missing := sorted(set(asked[1]) - set(known[1])):
+        raise DataError(f'{test.name}: the label "{missing[0]}" is in no row of {train.name}, so nobody can tell it.')
+    return Classification(test.parent.name, *known, *asked)
+
+
+def read_clustering(path: str | Path) -> Clustering:
+    """Rows with "text" and "label", which is a text or a whole number. Raises DataError."""
+    path = Path(path)
+    return Clustering(f"{path.parent.name}/{path.name.split('.')[0]}", *_labelled(path))
+
+
+def _labelled(path: Path) -> tuple[list[str], list[str]]:
+    texts, labels = zip(*read_rows(path, _text_and_label, way_out=WAY_OUT), strict=True)
+    if len(set(labels)) < 2:
+        raise DataError(f'{path.name}: every label is "{labels[0]}". Give texts of at least two kinds.')
+    return list(texts), list(labels)
+
+
+def _text_and_label(row: Any) -> list[tuple[str, str]]:
+    return [(field_text(row, "text"), row_id(row, "label"))]
 
 
 def read_retrieval(folder: str | Path) -> Retrieval:

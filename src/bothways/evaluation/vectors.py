@@ -22,16 +22,24 @@ class Embeds(Protocol):
     def encode_document(self, texts: Sequence[str], /) -> Any: ...
 
 
+def finite_rows(vectors: Any) -> Any:
+    """Dense rows as float32, sparse ones as they are. Raises DataError for vectors that are not finite."""
+    if hasattr(vectors, "toarray"):
+        return vectors
+    vectors = np.asarray(vectors, dtype=np.float32)
+    if not np.isfinite(vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+        raise DataError(f"evaluate: the vector of text {row} is not finite. Encode in float32, or train it again.")
+    return vectors
+
+
 def unit_rows(vectors: Any) -> Any:
     """Rows divided by their lengths; a row of zeros stays one. Raises DataError for vectors that are not finite."""
-    if not hasattr(vectors, "toarray"):
-        vectors = np.asarray(vectors, dtype=np.float32)
-        if not np.isfinite(vectors).all():
-            row = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise DataError(f"evaluate: the vector of text {row} is not finite. Encode in float32, or train it again.")
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.where(lengths > 0, lengths, 1)
-    return vectors
+    vectors = finite_rows(vectors)
+    if hasattr(vectors, "toarray"):
+        return vectors
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def products(rows: Any, columns: Any) -> Floats:
