@@ -20,6 +20,10 @@ VERBS = {
     "supervised": ("training", "Train on queries and the documents that answer them."),
     "plan": ("planning", "Say what a recipe will take, in memory, FLOPs and time, before it runs."),
     "run": ("making", "Run a recipe: all stages, resumable."),
+    "ablate": (
+        "ablating",
+        "Vary a recipe (direction, pooling, stages, any setting) and print what each variant scores.",
+    ),
     "evaluate": ("using", "Measure encoders on local tasks, tf-idf beside them."),
     "encode": ("using", "Write the vectors of a file of texts as Parquet."),
     "show": ("showing", "Show what an encoder is and how it became so."),
