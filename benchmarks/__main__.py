@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import decoder, demo, learning, mntp, probe, readme, recurrence
+from benchmarks import decoder, demo, learning, mntp, plans, probe, readme, recurrence
 from benchmarks.frame import framed
 from bothways.evaluation.tables import write_json
 
@@ -16,6 +16,7 @@ MEASURED = {
     "decoder": decoder,
     "learning": learning,
     "mntp": mntp,
+    "plans": plans,
     "probe": probe,
     "recurrence": recurrence,
 }

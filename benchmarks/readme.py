@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import performance
+from benchmarks import plans as planned
 from benchmarks.frame import RESULTS, ROOT
 from bothways.evaluation.tables import markdown
 
@@ -41,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
 def generated(text: str, page: Path = README) -> str:
     """`text` with every part of that page, between its markers, made anew."""
     parts = (
-        {"demo": demo, "decoder": decoder, "tree": tree} if page == README else {"mntp": mntp, "mntp-cuda": mntp_cuda}
+        {"demo": demo, "decoder": decoder, "tree": tree}
+        if page == README
+        else {"mntp": mntp, "mntp-cuda": mntp_cuda, "plans": plans}
     )
     for name, make in parts.items():
         begin, end = f"<!-- begin {name}: python -m benchmarks readme -->", f"<!-- end {name} -->"
@@ -100,6 +103,12 @@ def mntp() -> str:
 def mntp_cuda() -> str:
     """The same on a GPU."""
     return _steps("mntp-cuda")
+
+
+def plans() -> str:
+    """What a recipe takes before it runs."""
+    found = _results("plans")
+    return "Not planned yet.\n" if found is None else f"{planned.table(found)}\n{planned.made(found)}\n"
 
 
 def _steps(name: str) -> str:
