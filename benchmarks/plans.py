@@ -63,8 +63,9 @@ def made(found: Mapping[str, Any]) -> str:
     notes = dict.fromkeys(f"{note}." for plan in plans for note in plan["notes"])
     listed = ", ".join(f"{value:.2f} hours on {name}" for name, value in hours.items())
     return (
-        f"All stages: {listed}. Time: {plans[0]['time_by']}; every row as long as the stage reads, which texts seldom\n"
-        'are; without reading data and measuring. Memory is of one device; "at most" is the largest pass that fits.\n'
+        f"All stages: {listed}.\nTime: {plans[0]['time_by']}; every row as long as\n"
+        "the stage reads, which texts seldom are; without reading data and measuring. GiB: of one device, with as many\n"
+        "tokens at once as would be chosen, and then with as many as fit, or as a device has of the batch.\n"
         f"{base['num_hidden_layers']} layers, {base['hidden_size']} wide, vocabulary {base['vocab_size']:,}, "
         f"{base['dtype']}. Not measured: planned, by `{found['command']}`." + "".join(f"\n{note}" for note in notes)
     )
@@ -78,7 +79,7 @@ def _row(plan: Mapping[str, Any]) -> Row:
         + ("" if plan["devices"] == plan["count"] else f" of {plan['count']}"),
         "rows x tokens": f"{plan['rows']:,} x {plan['row_tokens']:,}",
         "weights trained": f"{plan['sizes']['trained']:,} of {plan['sizes']['total']:,}",
-        "tokens_per_batch": f"{plan['tokens_per_batch']:,}",
+        "tokens at once": f"{plan['tokens_per_batch']:,}",
         "GiB": _gib(as_set["total"]),
         "at most": "-" if fitting is None else f"{fitting['tokens_per_batch']:,}",
         "GiB then": "-" if fits is None else _gib(fits["total"]),
