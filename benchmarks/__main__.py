@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import contrastive, decoder, demo, learning, mntp, probe, quality, readme, recurrence
+from benchmarks import contrastive, decoder, demo, learning, mntp, plans, probe, quality, readme, recurrence
 from benchmarks.frame import framed
 from bothways.evaluation.tables import write_json
 
@@ -17,6 +17,7 @@ MEASURED = {
     "decoder": decoder,
     "learning": learning,
     "mntp": mntp,
+    "plans": plans,
     "probe": probe,
     "quality": quality,
     "recurrence": recurrence,

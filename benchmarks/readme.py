@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import performance
+from benchmarks import plans as planned
 from benchmarks.frame import RESULTS, ROOT
 from bothways.evaluation.tables import markdown
 
@@ -43,7 +44,7 @@ def generated(text: str, page: Path = README) -> str:
     if page == README:
         parts = {"demo": demo, "decoder": decoder, "tree": tree}
     else:
-        parts = {"mntp": mntp, "mntp-cuda": mntp_cuda, "contrastive": contrastive}
+        parts = {"mntp": mntp, "mntp-cuda": mntp_cuda, "contrastive": contrastive, "plans": plans}
     for name, make in parts.items():
         begin, end = f"<!-- begin {name}: python -m benchmarks readme -->", f"<!-- end {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
@@ -106,6 +107,12 @@ def mntp_cuda() -> str:
 def contrastive() -> str:
     """One contrastive step."""
     return _steps("contrastive")
+
+
+def plans() -> str:
+    """What a recipe takes before it runs."""
+    found = _results("plans")
+    return "Not planned yet.\n" if found is None else f"{planned.table(found)}\n{planned.made(found)}\n"
 
 
 def _steps(name: str) -> str:

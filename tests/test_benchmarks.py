@@ -295,3 +295,46 @@ def test_contrastive_peers_whose_environment_is_missing_are_said_at_once(
     monkeypatch.setattr(llm2vec_env, "BUILT", tmp_path / "built")
     with pytest.raises(SystemExit, match="benchmarks contrastive: the environment of llm2vec is not there"):
         contrastive.measure(parser.parse_args([]))
+
+
+def test_the_plan_of_a_recipe_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two narrow layers for the real model's 28."""
+    from benchmarks import plans
+
+    narrow = {"hidden_size": 40, "num_hidden_layers": 2, "head_dim": 10, "intermediate_size": 56, "vocab_size": 531}
+    monkeypatch.setattr(plans, "SHAPE", {**plans.SHAPE, **narrow})
+    found = plans.measure(argparse.Namespace())
+    assert [(row["stage"], row["count"], row["rows"]) for row in found.rows] == [
+        ("mntp", 1, 32),
+        ("supervised", 1, 512 * 3),
+        ("mntp", 8, 32),
+        ("supervised", 8, 512 * 3),
+    ]
+    content = {"rows": found.rows, "observed": found.observed, "command": "python -m benchmarks plans"}
+    lines = plans.table(content).splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[4].startswith("| mntp | 8 x h200 | 32 x 512 |")
+    assert "Time: 40% of the peak in the NVIDIA H200" in plans.made(content)
+
+
+def test_the_committed_plan_is_of_the_recipe_as_it_is() -> None:
+    from benchmarks import plans
+    from bothways.provenance import EncoderSettings
+    from bothways.recipe import read
+    from bothways.training.plan import row_tokens, rows_of
+
+    rows = json.loads((ROOT / "benchmarks/results/plans.json").read_text(encoding="utf-8"))["rows"]
+    recipe = read(ROOT / plans.RECIPE, files_exist=False)
+    encoder = EncoderSettings(max_length=recipe.convert.max_length)
+    expected = [
+        (
+            step.stage,
+            rows_of(step.settings),
+            row_tokens(step.settings, encoder),
+            step.settings.tune,
+            step.settings.steps,
+        )
+        for step in recipe.steps
+    ]
+    found = [(row["stage"], row["rows"], row["row_tokens"], row["tune"], row["steps"]) for row in rows]
+    assert found == expected * len(plans.COUNTS)

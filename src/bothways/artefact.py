@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedConfig
 
@@ -37,6 +37,10 @@ BIDIRECTIONAL_KEY_FAMILIES = frozenset(
 serving engines read it. On Gemma 3 the same key halves the window, so it is not written there."""
 
 
+ADAPTER = "adapter"
+"""Where in an encoder's folder its adapter is."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """The unmerged LoRA adapter of the last stage, in peft's format, for continuing elsewhere."""
@@ -51,6 +55,13 @@ class Adapter:
         save_file(
             {name: tensor.contiguous() for name, tensor in self.tensors.items()}, folder / "adapter_model.safetensors"
         )
+
+    @classmethod
+    def read(cls, folder: Path) -> Adapter:
+        """What `write` wrote."""
+        from peft import PeftConfig
+
+        return cls(PeftConfig.from_pretrained(str(folder)), load_file(folder / "adapter_model.safetensors"))
 
 
 def write_stock_files(

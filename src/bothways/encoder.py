@@ -261,7 +261,7 @@ class Encoder(nn.Module):
             record = replace(self.record, head=facts, notes=tuple(text for text in (note, pooling_note) if text))
             artefact.write_stock_files(partial, self.settings, record, dim=self.dim, attn_implementation=backend)
             if self.adapter is not None:
-                self.adapter.write(partial / "adapter")
+                self.adapter.write(partial / artefact.ADAPTER)
 
     def _cosine_of_stock_pooling(self) -> float:
         with torch.no_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Mapping
@@ -100,7 +101,7 @@ def versions() -> dict[str, str]:
 
 
 def write(folder: Path, settings: EncoderSettings, record: Record) -> None:
-    """Write bothways.json into `folder`."""
+    """Write bothways.json into `folder`. The file is the old one or the new one, never half of it."""
     content = {
         "format": FORMAT,
         "base": record.base,
@@ -110,7 +111,9 @@ def write(folder: Path, settings: EncoderSettings, record: Record) -> None:
         "notes": list(record.notes),
         "certificate": record.certificate.to_dict() if record.certificate else None,
     }
-    (folder / FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished = folder / f"{FILE}.part"
+    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / FILE)
 
 
 def read(folder: Path) -> tuple[EncoderSettings, Record]:

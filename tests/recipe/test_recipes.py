@@ -13,6 +13,7 @@ import pytest
 from bothways import Encoder
 from bothways.data import Source
 from bothways.recipe import Recipe, read, run
+from bothways.recipe.switches import read_switches, variants
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 NAMES = sorted(str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml"))
@@ -41,7 +42,7 @@ def resolved(name: str, folder: Path) -> Recipe:
 
 def test_there_is_one_for_each_decoder_of_the_paper_and_for_what_came_after() -> None:
     paper = ["llama-2-7b", "llama-3-8b", "mistral-7b", "sheared-llama-1.3b"]
-    modern = ["lfm2-350m", "qwen3-0.6b"]
+    modern = ["lfm2-350m", "qwen3-0.6b-e5", "qwen3-0.6b"]
     assert [Path(name).stem for name in NAMES] == [*paper, *modern, "quickstart"]
 
 
@@ -55,6 +56,28 @@ def test_the_papers_settings(name: str, tmp_path: Path) -> None:
     masking = recipe.steps[0].settings
     assert (masking.mask_rate, masking.mask_scheme) == ((0.8, "all") if "mistral" in name else (0.2, "bert"))
     assert recipe.convert.pool_over == "text"
+
+
+def test_the_paper_on_a_small_decoder_is_its_supervised_recipe_without_simcse(tmp_path: Path) -> None:
+    recipe = resolved("modern/qwen3-0.6b-e5.yaml", tmp_path)
+    assert [step.stage for step in recipe.steps] == ["mntp", "supervised"]
+    for step in recipe.steps:
+        found = asdict(step.settings)
+        assert {key: found[key] for key in PAPER[step.stage]} == PAPER[step.stage]
+    settings = recipe.steps[1].settings
+    assert (settings.negatives, settings.grad_cache, settings.temperature) == (1, True, 0.02)
+    assert recipe.convert.instruction_template == "instruct"
+
+
+def test_the_grid_that_a_recipe_recommends_is_one(tmp_path: Path) -> None:
+    """The command in its comment, but for the tasks, which nobody ships."""
+    text = (RECIPES / "modern/qwen3-0.6b-e5.yaml").read_text(encoding="utf-8")
+    (command,) = [line.removeprefix("#") for line in text.splitlines() if line.startswith("#   bothways ablate")]
+    words = command.split()
+    recipe = resolved("modern/qwen3-0.6b-e5.yaml", tmp_path)
+    grid = variants(recipe, read_switches([words[words.index("--over") + 1]], recipe))
+    assert len(grid) == 12
+    assert {len(variant.recipe.steps) for variant in grid} == {1, 2}
 
 
 @pytest.mark.parametrize("name", NAMES)

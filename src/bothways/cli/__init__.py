@@ -21,6 +21,10 @@ VERBS = {
     "distil": ("training", "Train to give the vectors of a teacher."),
     "plan": ("planning", "Say what a recipe will take, in memory, FLOPs and time, before it runs."),
     "run": ("making", "Run a recipe: all stages, resumable."),
+    "ablate": (
+        "ablating",
+        "Vary a recipe (direction, pooling, stages, any setting) and print what each variant scores.",
+    ),
     "evaluate": ("using", "Measure encoders on local tasks, tf-idf beside them."),
     "encode": ("using", "Write the vectors of a file of texts as Parquet."),
     "show": ("showing", "Show what an encoder is and how it became so."),

@@ -46,15 +46,15 @@ def plan(
         misused(f"plan: {recipe} has no stages to plan.")
     quiet()
     target = Target.at_hand() if gpu is None else Target.named(gpu, count=count, sharding=sharding)
-    plans = _plans(checked, target)
-    for number, one in enumerate(plans, start=1):
+    made = plans(checked, target)
+    for number, one in enumerate(made, start=1):
         tables.show(f"{number} {one.stage} on {one.devices} x {target.name}", _rows(one, target))
         for note in one.notes:
             say(f"{one.stage}: note: {note}")
         print(f"{one.stage}: {one.advice}")
     say(f"time: {target.why}; every row as long as the stage reads")
     if json is not None:
-        write_json(json, {"recipe": str(recipe), "base": checked.base, "stages": [as_plain(p, target) for p in plans]})
+        write_json(json, {"recipe": str(recipe), "base": checked.base, "stages": [as_plain(p, target) for p in made]})
 
 
 def _check(gpu: str | None, count: int, sharding: str) -> None:
@@ -66,7 +66,8 @@ def _check(gpu: str | None, count: int, sharding: str) -> None:
         misused("plan: --sharding fsdp spreads the weights over devices. Use --count 2 or more.")
 
 
-def _plans(recipe: Recipe, target: Target) -> list[StagePlan]:
+def plans(recipe: Recipe, target: Target) -> list[StagePlan]:
+    """What each stage of a recipe takes on some devices, from the config of its base alone."""
     from bothways import artefact, hardware, loading
     from bothways.errors import ConfigError
     from bothways.provenance import EncoderSettings

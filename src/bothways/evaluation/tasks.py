@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bothways.data import Document, RowError, document_parser, field_text, read_rows, row_field
+from bothways.data import Document, RowError, document_parser, field_text, read_rows, row_field, row_id
 from bothways.data.beir import CORPUS, QUERIES, by_query, part, read_judgements
 from bothways.errors import DataError
 

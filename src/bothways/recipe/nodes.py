@@ -91,6 +91,17 @@ class Document:
             self.fail(alone.get(str(problem), next(iter(alone.values()), last)), str(problem))
 
 
+def read_value(text: str, hint: Any) -> Any:
+    """`text`, as it would stand in a recipe, as a value of the type `hint`. Raises ConfigError: what was expected."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            raise _WrongError
+        return _parse(node, hint)
+    except (_WrongError, yaml.YAMLError):
+        raise ConfigError(f"expected {spell(hint)}.") from None
+
+
 def show(node: yaml.Node) -> str:
     """A value as the reader of an error knows it from the file."""
     if isinstance(node, yaml.ScalarNode):

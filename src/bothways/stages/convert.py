@@ -29,7 +29,7 @@ class Convert:
     """How a decoder becomes an encoder (LLM2Vec, sec. 2.1)."""
 
     direction: Direction = "bidirectional"
-    """bidirectional, or causal for an unconverted encoder to compare with."""
+    """bidirectional; or causal, to compare with: every stage trains such an encoder too, and it stays causal."""
     pooling: Pooling = "mean"
     """How token vectors become one: mean, weighted_mean, last or cls (the first)."""
     pool_over: PoolOver = "all"
@@ -60,6 +60,13 @@ class Convert:
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
 
+    def __post_init__(self) -> None:
+        if self.direction == "causal" and self.windows not in ("auto", "keep"):
+            raise ConfigError(
+                f'windows="{self.windows}" opens or narrows windows on both sides, but direction="causal" leaves the '
+                "model as it came. Leave windows out."
+            )
+
 
 def convert(
     name_or_folder: str | Path,
@@ -71,7 +78,8 @@ def convert(
     """Turn a decoder into an untrained Encoder, and prove that every token sees every token.
 
     `changes` are fields of `Convert`. Raises ConversionError naming the sub-module that could not be proved
-    bidirectional, DataError for a name or folder that holds no decoder, ConfigError for a wrong setting.
+    bidirectional (or, with `direction="causal"`, that sees the future), DataError for a name or folder that holds no
+    decoder, ConfigError for a wrong setting.
     Source: LLM2Vec (arXiv 2404.05961), sec. 2.1.
     """
     chosen = _changed(settings or Convert(), changes)
@@ -99,6 +107,7 @@ def convert(
     else:
         prepare(model.config, "causal")
         certificate = probe(model)
+        certificate.require_causal(str(name_or_folder))
     record = Record(base=str(name_or_folder), certificate=certificate).add(
         "convert",
         settings={
@@ -138,11 +147,6 @@ def _stored_settings(chosen: Convert, config: Any, tokenizer: Any) -> EncoderSet
 
 def _windows(chosen: Convert, config: PreTrainedConfig) -> Windows:
     if chosen.direction == "causal":
-        if chosen.windows not in ("auto", "keep"):
-            raise ConfigError(
-                f'windows="{chosen.windows}" opens or narrows windows on both sides, but direction="causal" leaves the '
-                "model as it came. Leave windows out."
-            )
         return "keep"
     if chosen.windows != "auto":
         return chosen.windows

@@ -52,6 +52,9 @@ def mntp(
     `checkpoint_dir` the run can be resumed (see `training.loop.train`). Files and data sets (`bothways.data.Texts`) are
     streamed, tokenised once, and kept on disk, not in memory.
 
+    A causal encoder predicts each hidden token from what stands before it alone. It learns the texts so, but not to
+    look ahead: no step of LLM2Vec, but the control that tells what comes of the texts from what comes of direction.
+
     Raises TrainingError if the encoder has no language-model head or the run fails, ConfigError for settings that do
     not fit the model, DataError if there is no text.
     Source: LLM2Vec (arXiv 2404.05961), sec. 2.2.
@@ -161,7 +164,9 @@ class _Task:
 
     def start(self, cut: Cut) -> str:
         """Which token masks, and why."""
-        return f'mask token "{self.mask.token}" ({self.mask.why})'
+        causal = self.encoder.settings.direction == "causal"
+        alone = "; causal: hidden tokens are predicted from those before them alone" if causal else ""
+        return f'mask token "{self.mask.token}" ({self.mask.why}){alone}'
 
     def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """Losses of some rows each, divided by the number of predicted tokens of the whole batch."""

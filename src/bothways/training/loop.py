@@ -169,6 +169,8 @@ def _finish(encoder: Encoder, task: Task, resolved: Mapping[str, Any], state: St
     certificate = probe(encoder.model, {} if before is None else {item.name: item.treatment for item in before.modules})
     if encoder.settings.direction == "bidirectional":
         certificate.require_bidirectional()
+    else:
+        certificate.require_causal()
     last = state.losses[-LAST_STEPS:]
     encoder.record = replace(encoder.record, certificate=certificate).add(
         task.name,
