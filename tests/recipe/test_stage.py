@@ -13,7 +13,7 @@ import pytest
 from bothways import MNTP, Encoder, SimCSE, Supervised, convert, data, mntp
 from bothways.data import Rows, Source, Texts, read_examples
 from bothways.errors import ConfigError, TrainingError
-from bothways.recipe.reader import SETTINGS, Files, Step
+from bothways.recipe.reader import SETTINGS, Files, Reads, Step, reads
 from bothways.recipe.stage import amount, fingerprint_of, read_files, train_into
 from bothways.stages.mntp import _Task
 
@@ -40,8 +40,8 @@ def three(folder: Path, weight: float = 1.0) -> Files:
     )
 
 
-def step_of(stage: str, files: Files) -> Step:
-    return Step(stage, SETTINGS[stage](), files)
+def reads_of(stage: str) -> Reads:
+    return reads(stage, SETTINGS[stage]())
 
 
 SHARED = {"steps": 3, "batch_size": 4, "precision": "fp32", "held_out_items": 6}
@@ -54,7 +54,7 @@ def test_sources_are_trained_on_and_recorded_by_name(
     pytest.importorskip("datasets")
     stage = type(settings).__name__.lower()
     files = three(folder, weight=2.0)
-    rows, held_out = read_files(Step(stage, settings, files))
+    rows, held_out = read_files(reads(stage, settings), files)
     assert held_out is None
     encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
     train_into(encoder, Step(stage, settings, files), rows, None, folder / "out")
@@ -69,7 +69,7 @@ def test_sources_are_trained_on_and_recorded_by_name(
 
 def test_a_weight_changes_which_items_are_shown(folder: Path, tiny_llama_folder: Path) -> None:
     encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
-    task = _Task(encoder, read_files(step_of("mntp", three(folder, 3.0)))[0], [], MNTP(block_size=None))
+    task = _Task(encoder, read_files(reads_of("mntp"), three(folder, 3.0))[0], [], MNTP(block_size=None))
     assert [(share.count, share.weight) for share in task.order.shares] == [(20, 1.0), (20, 3.0), (20, 1.0)]
 
 
@@ -81,7 +81,7 @@ def test_a_resumed_run_over_weighted_sources_ends_as_an_uninterrupted_one(
     ends = []
     for resume in (False, True):
         encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
-        texts = read_files(step_of("mntp", three(folder, weight=0.5)))[0]
+        texts = read_files(reads_of("mntp"), three(folder, weight=0.5))[0]
         mntp(encoder, texts, settings, checkpoint_dir=folder / "checkpoints", resume=resume, show_progress=False)
         ends.append(encoder.model.state_dict())
         # From the one before the last, so that there is something left to do.
@@ -89,7 +89,7 @@ def test_a_resumed_run_over_weighted_sources_ends_as_an_uninterrupted_one(
         assert kept == ["step-00000002.pt", "step-00000003.pt"]
         (folder / "checkpoints" / "step-00000003.pt").unlink()
     assert all(ends[1][name].equal(weight) for name, weight in ends[0].items())
-    texts = read_files(step_of("mntp", three(folder, weight=0.25)))[0]
+    texts = read_files(reads_of("mntp"), three(folder, weight=0.25))[0]
     encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
     with pytest.raises(TrainingError, match="cannot be resumed: data sources was"):
         mntp(encoder, texts, settings, checkpoint_dir=folder / "checkpoints", resume=True, show_progress=False)
@@ -97,7 +97,7 @@ def test_a_resumed_run_over_weighted_sources_ends_as_an_uninterrupted_one(
 
 def test_examples_come_from_tables(folder: Path, tiny_llama_folder: Path) -> None:
     files = Files(data=(Source(path=str(folder / "pairs.parquet"), weight=0.5),))
-    rows, _ = read_files(step_of("supervised", files))
+    rows, _ = read_files(reads_of("supervised"), files)
     assert amount(rows) == "12 rows"
     encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
     step = Step("supervised", Supervised(**{**SHARED, "held_out_items": 0}), files)
@@ -105,7 +105,7 @@ def test_examples_come_from_tables(folder: Path, tiny_llama_folder: Path) -> Non
     (source,) = encoder.record.stages[-1]["data"]["sources"]
     assert source == {"name": "pairs.parquet", "weight": 0.5, "rows": 12, "skipped": 0}
     with pytest.raises(ConfigError, match=r'pairs\.parquet: "column" is for texts; examples have columns of their own'):
-        read_files(step_of("supervised", Files(data=(Source(path=str(folder / "pairs.parquet"), column="body"),))))
+        read_files(reads_of("supervised"), Files(data=(Source(path=str(folder / "pairs.parquet"), column="body"),)))
 
 
 @pytest.mark.parametrize("stage", ["mntp", "simcse"])
@@ -113,7 +113,7 @@ def test_data_are_told_apart_by_content_and_weight(stage: str, folder: Path) -> 
     path = folder / "a.txt"
 
     def fingerprint(weight: float) -> str:
-        return fingerprint_of(read_files(step_of(stage, Files(data=(Source(path=str(path), weight=weight),))))[0])
+        return fingerprint_of(read_files(reads_of(stage), Files(data=(Source(path=str(path), weight=weight),)))[0])
 
     before = fingerprint(1.0)
     assert fingerprint(2.0) != before
@@ -125,7 +125,7 @@ def test_data_are_told_apart_by_content_and_weight(stage: str, folder: Path) -> 
 def test_examples_are_told_apart_by_policy_too(folder: Path) -> None:
     def fingerprint(**keys: float | bool) -> str:
         source = Source(path=str(folder / "pairs.parquet"), **keys)
-        return fingerprint_of(read_files(step_of("supervised", Files(data=(source,))))[0])
+        return fingerprint_of(read_files(reads_of("supervised"), Files(data=(source,)))[0])
 
     kinds: list[dict[str, float | bool]] = [{}, {"weight": 2.0}, {"across": False}, {"temperature": 0.1}]
     found = [fingerprint(**keys) for keys in [*kinds, {"weight": 2.0, "across": False}]]
@@ -137,11 +137,11 @@ def test_examples_are_told_apart_by_policy_too(folder: Path) -> None:
 
 def test_mntp_streams_and_the_others_hold_rows(folder: Path) -> None:
     path = Source(path=str(folder / "a.txt"))
-    rows, held_out = read_files(step_of("mntp", Files(data=(path,), held_out=(path,))))
+    rows, held_out = read_files(reads_of("mntp"), Files(data=(path,), held_out=(path,)))
     assert isinstance(rows, Texts)
     assert isinstance(held_out, Texts)
     assert amount(rows) == "a.txt"
-    rows, held_out = read_files(step_of("simcse", Files(data=(path,))))
+    rows, held_out = read_files(reads_of("simcse"), Files(data=(path,)))
     assert isinstance(rows, Rows)
     assert held_out is None
 
@@ -150,7 +150,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(folder: Path, tiny_llama_f
     """The checkpoint after the last step fits, the encoder's folder does not: what was trained is written later."""
     files = Files(data=(Source(path=str(folder / "a.txt")),))
     settings = MNTP(block_size=None, **SHARED, tune="lora", lora_r=1)
-    rows, _ = read_files(step_of("mntp", files))
+    rows, _ = read_files(reads_of("mntp"), files)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
     weights = sum(weight.numel() * 4 for weight in encoder.model.parameters())

@@ -115,7 +115,7 @@ def _train(
         misused(f"{stage}: --data is missing. Name one or more files to train on.")
     # Here and not above, so that --help and wrong usage answer at once: torch takes seconds to import.
     from bothways.folders import refuse_taken
-    from bothways.recipe.reader import Files, Step
+    from bothways.recipe.reader import Files, Step, reads
     from bothways.recipe.stage import checkpoints_of, head_from, read_files, train_into
     from bothways.training.processes import place
 
@@ -132,7 +132,7 @@ def _train(
     column = files.column if isinstance(files, TextInput) else TEXT
     data, held_out = ([as_source(item, column) for item in flat(given)] for given in (files.data, files.held_out))
     step = Step(stage, settings, Files(data=tuple(data), held_out=tuple(held_out), on_bad_row=files.on_bad_row))
-    rows, held_out_rows = read_files(step)
+    rows, held_out_rows = read_files(reads(stage, settings), step.files)
     quiet()
     encoder = open_encoder(folder, opening)
     if base is not None:

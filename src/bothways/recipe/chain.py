@@ -16,7 +16,7 @@ from bothways.encoder import Encoder
 from bothways.errors import ConfigError
 from bothways.evaluation import Task, score
 from bothways.evaluation.tables import write_json
-from bothways.recipe.reader import Recipe, Step
+from bothways.recipe.reader import Files, Reads, Recipe, Step, reads
 from bothways.recipe.stage import Given, amount, checkpoints_of, fingerprint_of, read_files, train_into
 from bothways.stages.convert import convert
 from bothways.training.loop import NOT_IDENTITY as NOT_IN_NUMBERS
@@ -68,19 +68,19 @@ class Planned:
         return self.folder.exists() or checkpoints_of(self.folder).exists()
 
 
-def read_data(step: Step) -> Data:
+def read_data(what: Reads, files: Files) -> Data:
     """The rows of a stage. Raises DataError for what cannot be used."""
-    rows, held_out = read_files(step)
+    rows, held_out = read_files(what, files)
     found = {"data": fingerprint_of(rows), "held_out": fingerprint_of(held_out) if held_out else None}
     return Data(rows, held_out, found)
 
 
-def plan(recipe: Recipe, address: Address, read: Callable[[Step], Data] = read_data) -> list[Planned]:
+def plan(recipe: Recipe, address: Address, read: Callable[[Reads, Files], Data] = read_data) -> list[Planned]:
     """The stages of `recipe` in order, with their data in memory."""
     identities: list[Identity] = [{"stage": "convert", "base": recipe.base, **_plain(asdict(recipe.convert))}]
     planned = [Planned("0-convert", address("0-convert", identities), identities[0])]
     for number, step in enumerate(recipe.steps, start=1):
-        data = read(step)
+        data = read(reads(step.stage, step.settings), step.files)
         identities.append({"stage": step.stage, **_plain(asdict(step.settings)), **data.identity})
         name, before = f"{number}-{step.stage}", planned[-1].folder
         folder = address(name, identities)

@@ -17,6 +17,8 @@ from bothways.stages.convert import Convert
 from bothways.training.settings import MNTP, Distil, SimCSE, Supervised, Training
 
 SETTINGS: dict[str, type[Training]] = {"mntp": MNTP, "simcse": SimCSE, "supervised": Supervised, "distil": Distil}
+Reads = Literal["stream", "texts", "examples"]
+"""What a stage is given: texts that are streamed, texts in memory, or examples in memory."""
 TOP = ("base", "convert", "stages", "evaluate")
 
 
@@ -59,8 +61,10 @@ class Recipe:
     tasks: tuple[Path, ...]
 
 
-def reads(stage: str, settings: Training) -> Literal["texts", "examples"]:
-    """What the rows of the stage are."""
+def reads(stage: str, settings: Training) -> Reads:
+    """What the stage is given."""
+    if stage == "mntp":
+        return "stream"
     contrasting = isinstance(settings, Distil) and settings.contrastive > 0
     return "examples" if stage == "supervised" or contrasting else "texts"
 
@@ -132,7 +136,7 @@ def _teacher(document: Document, key: yaml.Node, keys: Mapping[str, tuple[yaml.N
     return str(local) if local.exists() else teacher
 
 
-def _sources(document: Document, node: yaml.Node, where: str, what: Literal["texts", "examples"]) -> Iterator[Source]:
+def _sources(document: Document, node: yaml.Node, where: str, what: Reads) -> Iterator[Source]:
     """One source or a list of them, each a path or a mapping, with the paths made relative to the recipe's folder."""
     nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
     if not nodes:
@@ -140,7 +144,7 @@ def _sources(document: Document, node: yaml.Node, where: str, what: Literal["tex
     for item in nodes:
         source = _source(document, item, where)
         try:
-            source.check_for(what)
+            source.check_for("examples" if what == "examples" else "texts")
         except ConfigError as problem:
             document.fail(item, f"{where}: {problem}")
         found = below(source, document.path.parent)

@@ -11,7 +11,7 @@ from bothways import data, loading
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError, TrainingError
 from bothways.head import Head
-from bothways.recipe.reader import Step, reads
+from bothways.recipe.reader import Files, Reads, Step
 from bothways.stages.distil import distil
 from bothways.stages.mntp import mntp
 from bothways.stages.simcse import simcse
@@ -31,16 +31,15 @@ def checkpoints_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.checkpoints")
 
 
-def read_files(step: Step) -> tuple[Given, Given | None]:
+def read_files(what: Reads, files: Files) -> tuple[Given, Given | None]:
     """The rows to train on and those to measure the loss on (None: the stage keeps some back). Raises DataError."""
-    files = step.files
-    return _read(step, files.data, files.on_bad_row), _read(step, files.held_out, files.on_bad_row) or None
+    return _read(what, files.data, files.on_bad_row), _read(what, files.held_out, files.on_bad_row) or None
 
 
-def _read(step: Step, sources: Sequence[data.Source], on_bad_row: data.OnBadRow) -> Given:
-    if step.stage == "mntp":
+def _read(what: Reads, sources: Sequence[data.Source], on_bad_row: data.OnBadRow) -> Given:
+    if what == "stream":
         return data.Texts(sources, on_bad_row) if sources else []
-    if reads(step.stage, step.settings) == "texts":
+    if what == "texts":
         return data.join(data.read_texts(source, on_bad_row) for source in sources)
     return data.join(data.read_examples(source, on_bad_row) for source in sources)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -109,9 +109,6 @@ class _Plan:
             raise ConfigError("mntp predicts tokens with the language-model head, but there is none. Use head: true.")
         self.stage, self.settings, self.target = stage, settings, target
         self.notes = list(skeleton.notes)
-        if isinstance(settings, Contrastive) and target.count > 1:
-            self.notes.append(f"{stage} runs on one device: negatives are not shared between processes")
-            self.target = target = replace(target, count=1, sharding="none")
         if settings.tune == "qlora":
             self.notes.append("the frozen layers count as they are; in 4 bits they take a quarter of bfloat16's memory")
         self.tokens = row_tokens(settings, skeleton.settings)
