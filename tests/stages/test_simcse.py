@@ -9,8 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, GPT2Config, GPT2Model, OPTConfig, OPTModel
-from transformers.models.llama import modeling_llama
+from transformers import (
+    AutoTokenizer,
+    BloomConfig,
+    BloomModel,
+    GPT2Config,
+    GPT2Model,
+    MptConfig,
+    MptModel,
+    OPTConfig,
+    OPTModel,
+)
 
 from bothways import Encoder, SimCSE, convert, simcse
 from bothways.errors import TrainingError
@@ -58,10 +67,17 @@ def test_it_teaches_to_tell_texts_apart(encoder: Encoder, real_texts: list[str])
 
 
 def test_dropout_finds_its_place_in_every_spelling() -> None:
-    """A number (Llama, OPT), a Dropout module (GPT-2), or none at all: then the embeddings."""
+    """A number (OPT), a whole one (MPT), a Dropout module (GPT-2, Bloom), or none at all: then the embeddings."""
     shape = {"vocab_size": 31, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     gpt2 = GPT2Model(GPT2Config(vocab_size=31, n_embd=24, n_layer=2, n_head=2, n_positions=16, attn_pdrop=0.1))
     opt = OPTModel(OPTConfig(**shape, ffn_dim=20, word_embed_proj_dim=24, dropout=0.0, attention_dropout=0.0))
+    bloom = BloomModel(BloomConfig(vocab_size=31, hidden_size=24, n_layer=2, n_head=2, hidden_dropout=0.0))
+    mpt = MptModel(MptConfig(vocab_size=31, d_model=24, n_layers=2, n_heads=2, max_seq_len=16))
+    for model in (bloom, mpt):
+        with dropout_of(model, 0.45) as said:
+            assert str(said) == "dropout 0.45 in 2 attention layers"
+    assert bloom.h[0].self_attention.hidden_dropout == 0.0
+    assert mpt.blocks[0].attn.attn_dropout_p == 0
     for model in (gpt2, opt):
         with dropout_of(model, 0.45) as said:
             assert str(said) == "dropout 0.45 in 2 attention layers"
@@ -136,22 +152,18 @@ def of_tiny(name: str, backend: str, tokenizer_of: Path, folder: Path) -> Encode
     return convert(folder, dtype="float32", device="cpu", attn_implementation=backend)
 
 
-def test_attention_that_ignores_its_dropout_gives_way_to_the_embeddings(
-    encoder: Encoder, real_texts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_attention_that_ignores_its_dropout_is_noticed(
+    tiny_llama_folder: Path, real_texts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A kernel that takes the rate and does nothing with it, as some do, stands in for eager attention here."""
-    real = modeling_llama.eager_attention_forward
-    monkeypatch.setattr(
-        modeling_llama, "eager_attention_forward", lambda *given, dropout, **named: real(*given, dropout=0.0, **named)
-    )
-    encoder.model.set_attn_implementation("eager")
-    settings = replace(SMALL, tune="full")
-    simcse(encoder, real_texts[:40], settings)
+    """Persimmon has a place for it in its attention, but reads the rate of its config."""
+    persimmon = of_tiny("persimmon", "sdpa", tiny_llama_folder, tmp_path)
+    with pytest.raises(TrainingError, match=r"do not differ .* dropout 0\.3 in 2 attention layers") as caught:
+        simcse(persimmon, real_texts[:40], replace(SMALL, embedding_dropout=0.0), show_progress=False)
+    assert "or embedding_dropout=0.1" in str(caught.value)
+    simcse(persimmon, real_texts[:40], SMALL)
     said = "dropout 0.3 on the embeddings: attention with it computes the same as without"
     assert f"{said}; cosine of two views 0." in " ".join(capsys.readouterr().err.split())
-    assert encoder.record.stages[-1]["dropout"] == said
-    with pytest.raises(TrainingError, match=r"do not differ .* dropout 0\.3 in 3 attention layers"):
-        simcse(encoder, real_texts[:40], replace(settings, embedding_dropout=0.0), show_progress=False)
+    assert persimmon.record.stages[-1]["dropout"] == said
 
 
 def test_dropout_on_the_embeddings_can_be_asked_for(encoder: Encoder, real_texts: list[str]) -> None:

@@ -25,21 +25,23 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **changes}
 
 
-def command(*arguments: object, processes: int = 1, module: bool = False) -> list[str]:
+def command(*arguments: object, processes: int = 1, module: bool = False, look: float = 0.1) -> list[str]:
+    """`look`: seconds between the launcher's looks at its processes; it ends all when one of them is gone."""
     words = [sys.executable, "-W", "ignore"]
     if processes > 1:
         words += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        words += ["--monitor-interval", str(look)]
     return [*words, *(["-m"] if module else []), *map(str, arguments)]
 
 
-def begin(*jobs: dict[str, Any], processes: int = 1) -> subprocess.Popen[str]:
-    words = command(WORKER, json.dumps(jobs, default=str), processes=processes)
+def begin(*jobs: dict[str, Any], processes: int = 1, look: float = 0.1) -> subprocess.Popen[str]:
+    words = command(WORKER, json.dumps(jobs, default=str), processes=processes, look=look)
     return subprocess.Popen(words, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def run(*jobs: dict[str, Any], processes: int = 1) -> tuple[int, str]:
+def run(*jobs: dict[str, Any], processes: int = 1, look: float = 0.1) -> tuple[int, str]:
     """Exit code and stderr."""
-    process = begin(*jobs, processes=processes)
+    process = begin(*jobs, processes=processes, look=look)
     try:
         _, said = process.communicate(timeout=120)
     finally:

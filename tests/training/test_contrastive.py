@@ -98,10 +98,9 @@ def test_under_dropout_two_processes_replay_what_they_drew(launched: dict[str, d
 def test_where_one_process_dies_the_others_stop_with_one_error(base: dict[str, Path], tmp_path: Path, how: str) -> None:
     """Which happens where the other one waits for its vectors."""
     die = {"rank": 1, "step": 3, "how": how}
-    settings = {**SETTINGS, "dropout": 0.3}
-    code, said = run(
-        {**base, "out": tmp_path / "out.pt", "stage": "simcse", "settings": settings, "die": die}, processes=2
-    )
+    job = {**base, "out": tmp_path / "out.pt", "stage": "simcse", "settings": {**SETTINGS, "dropout": 0.3}, "die": die}
+    # Before the launcher ends the other one, that shall have its say, also on a busy machine.
+    code, said = run(job, processes=2, look=3)
     assert code == 1
     errors = [line for line in said.splitlines() if line.startswith("process 0:")]
     assert len(errors) == 1, said

@@ -73,7 +73,9 @@ def _attention_places(model: PreTrainedModel) -> Iterator[tuple[Any, str]]:
         if "attention" not in type(module).__name__.lower():
             continue
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            # Configs write 0 for 0.0; another dropout of these modules is hidden_dropout or residual_dropout.
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and (name.startswith("dropout") or ("dropout" in name and "att" in name)):
                 yield module, name
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout) and "att" in name:
