@@ -118,10 +118,13 @@ def test_devices_share_the_batch_and_with_fsdp_the_weights() -> None:
     )
 
 
-def test_a_contrastive_stage_is_planned_for_the_one_device_it_runs_on() -> None:
-    plan = planned(SimCSE(batch_size=3, max_length=9, precision="bf16"), target(4, count=8))
-    assert plan.devices == 1
-    assert plan.notes == ("simcse runs on one device: negatives are not shared between processes",)
+def test_a_contrastive_stage_deals_its_rows_to_all_devices() -> None:
+    settings = SimCSE(batch_size=40, max_length=9, precision="bf16")
+    one, eight = (planned(settings, target(4, count=count)) for count in (1, 8))
+    assert (one.devices, eight.devices) == (1, 8)
+    assert eight.notes == one.notes
+    assert one.seconds_per_step is not None
+    assert eight.seconds_per_step == pytest.approx(one.seconds_per_step / 8, rel=0.01)
 
 
 def test_named_devices_compute_in_bfloat16_by_their_data_sheet() -> None:
