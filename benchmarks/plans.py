@@ -64,8 +64,8 @@ def made(found: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{value:.2f} hours on {name}" for name, value in hours.items())
     return (
         f"All stages: {listed}.\nTime: {plans[0]['time_by']}; every row as long as\n"
-        "the stage reads, which texts seldom are; without reading data and measuring. GiB: of one device, with as\n"
-        "many tokens at once as would be chosen, and then with as many as fit, or as a device has of the batch.\n"
+        "the stage reads, which texts seldom are; without reading data and measuring. GiB: of one device, with\n"
+        "as many tokens at once as would be chosen, and then with as many as fit, or as a device has of the batch.\n"
         f"{base['num_hidden_layers']} layers, {base['hidden_size']} wide, vocabulary {base['vocab_size']:,}, "
         f"{base['dtype']}. Not measured: planned, by `{found['command']}`." + "".join(f"\n{note}" for note in notes)
     )
