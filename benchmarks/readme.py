@@ -13,10 +13,12 @@ from typing import Any
 from benchmarks import performance
 from benchmarks import plans as planned
 from benchmarks.frame import RESULTS, ROOT
+from benchmarks.quality import page as quality_page
 from bothways.evaluation.tables import markdown
 
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
+QUALITY = ROOT / "docs" / "quality.md"
 TREES = ("src/bothways", "benchmarks", "scripts", "recipes")
 
 
@@ -28,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Rewrite the generated parts, or say whether they are up to date. Returns the exit code."""
     stale = 0
-    for page in (README, PERFORMANCE):
+    for page in (README, PERFORMANCE, QUALITY):
         before = page.read_text(encoding="utf-8")
         after = generated(before, page)
         if options.check and before != after:
@@ -41,11 +43,12 @@ def run(options: argparse.Namespace) -> int:
 
 def generated(text: str, page: Path = README) -> str:
     """`text` with every part of that page, between its markers, made anew."""
-    if page == README:
-        parts = {"demo": demo, "decoder": decoder, "tree": tree}
-    else:
-        parts = {"mntp": mntp, "mntp-cuda": mntp_cuda, "contrastive": contrastive, "plans": plans}
-    for name, make in parts.items():
+    parts = {
+        README: {"demo": demo, "decoder": decoder, "tree": tree},
+        PERFORMANCE: {"mntp": mntp, "mntp-cuda": mntp_cuda, "contrastive": contrastive, "plans": plans},
+        QUALITY: {"quality": quality},
+    }
+    for name, make in parts[page].items():
         begin, end = f"<!-- begin {name}: python -m benchmarks readme -->", f"<!-- end {name} -->"
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if not pattern.search(text):
@@ -125,6 +128,15 @@ def _steps(name: str) -> str:
         f"{performance.attention(found)}.\n\n{performance.parts(found)}\n{performance.floor(found)}\n"
         f"{_machine(found)}\n"
     )
+
+
+def quality() -> str:
+    """Scores after every stage, beside the peers."""
+    found = _results("quality")
+    if found is None:
+        return "Not measured yet.\n"
+    tables = (quality_page.scores, quality_page.differences, quality_page.order, quality_page.settings)
+    return "\n".join(table(found) for table in tables) + f"\n{_machine(found)}\n"
 
 
 def tree() -> str:

@@ -80,7 +80,7 @@ class Size:
     """Rows of a task; None: all."""
 
 
-TINY = Size(tokens=3000, block=32, blocks=16, most=40)
+TINY = Size(tokens=1000, block=32, blocks=8, most=40)
 
 
 def tiny(decoder: Decoder) -> Decoder:

@@ -73,10 +73,13 @@ def bootstrap(differences: Mapping[tuple[str, str, Any], float]) -> dict[str, An
         tasks.setdefault((decoder, task), []).append(value)
     rng = np.random.default_rng(0)
     values = [np.array(group) for group in tasks.values()]
-    drawn = np.empty(DRAWS)
-    for number in range(DRAWS):
-        chosen = rng.integers(len(values), size=len(values))
-        drawn[number] = np.mean([rng.choice(values[i], size=len(values[i])).mean() for i in chosen])
+    drawn = np.zeros(DRAWS)
+    for _ in values:
+        chosen = rng.integers(len(values), size=DRAWS)
+        for number, group in enumerate(values):
+            places = np.flatnonzero(chosen == number)
+            seeds = rng.integers(len(group), size=(len(places), len(group)))
+            drawn[places] += group[seeds].mean(axis=1) / len(values)
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return {
         MEAN: round(float(np.mean([group.mean() for group in values])), 4),
