@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from bothways.evaluation.tables import Row
-    from bothways.recipe import Recipe
+    from bothways.recipe import Recipe, Step
     from bothways.training.plan import StagePlan
     from bothways.training.target import Target
 
@@ -37,17 +38,19 @@ def plan(
     """
     _check(gpu, count, sharding)
     from bothways.evaluation.tables import write_json
-    from bothways.recipe import read
+    from bothways.recipe import Step, read
     from bothways.training.plan import as_plain
     from bothways.training.target import Target
 
     checked = read(recipe, files_exist=False)
-    if not checked.steps:
+    # A merge trains nothing.
+    training = {number: step for number, step in enumerate(checked.steps, start=1) if isinstance(step, Step)}
+    if not training:
         misused(f"plan: {recipe} has no stages to plan.")
     quiet()
     target = Target.at_hand() if gpu is None else Target.named(gpu, count=count, sharding=sharding)
-    plans = _plans(checked, target)
-    for number, one in enumerate(plans, start=1):
+    plans = _plans(checked, list(training.values()), target)
+    for number, one in zip(training, plans, strict=True):
         tables.show(f"{number} {one.stage} on {one.devices} x {target.name}", _rows(one, target))
         for note in one.notes:
             say(f"{one.stage}: note: {note}")
@@ -66,7 +69,7 @@ def _check(gpu: str | None, count: int, sharding: str) -> None:
         misused("plan: --sharding fsdp spreads the weights over devices. Use --count 2 or more.")
 
 
-def _plans(recipe: Recipe, target: Target) -> list[StagePlan]:
+def _plans(recipe: Recipe, steps: Sequence[Step], target: Target) -> list[StagePlan]:
     from bothways import artefact, hardware, loading
     from bothways.errors import ConfigError
     from bothways.provenance import EncoderSettings
@@ -96,7 +99,7 @@ def _plans(recipe: Recipe, target: Target) -> list[StagePlan]:
     dtype = target.dtype("auto") if wish == "auto" else hardware.choose_dtype(wish, target.device).value
     kernel = None if chosen.attn_implementation == "auto" else chosen.attn_implementation
     made = Making(dtype, chosen.head, kernel, chosen.trust_remote_code)
-    return plan_all([(step.stage, step.settings) for step in recipe.steps], config, encoder, made, target)
+    return plan_all([(step.stage, step.settings) for step in steps], config, encoder, made, target)
 
 
 def _rows(plan: StagePlan, target: Target) -> list[Row]:

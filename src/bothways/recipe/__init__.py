@@ -1,6 +1,6 @@
 """Recipes: a YAML file that says how an encoder is made, stage by stage, and the runner that makes it."""
 
-from bothways.recipe.reader import Recipe, Step, read
+from bothways.recipe.reader import MergeStep, Recipe, Step, read
 from bothways.recipe.run import run
 
-__all__ = ["Recipe", "Step", "read", "run"]
+__all__ = ["MergeStep", "Recipe", "Step", "read", "run"]

@@ -14,9 +14,10 @@ from bothways.encoder import Encoder
 from bothways.errors import ConfigError
 from bothways.evaluation import FLOOR, Task, TfIdf, read_task, score
 from bothways.evaluation.tables import Cell, write_json
-from bothways.recipe.reader import Recipe, Step
+from bothways.recipe.reader import MergeStep, Recipe, Step
 from bothways.recipe.stage import Given, amount, checkpoints_of, fingerprint_of, read_files, train_into
 from bothways.stages.convert import convert
+from bothways.stages.merge import merge
 from bothways.training.loop import NOT_IDENTITY as NOT_IN_NUMBERS
 from bothways.training.processes import place, wait
 
@@ -32,7 +33,7 @@ class _Planned:
 
     folder: Path
     identity: dict[str, Any]
-    step: Step | None = None
+    step: Step | MergeStep | None = None
     rows: Given = ()
     held_out: Given | None = None
 
@@ -61,16 +62,15 @@ def run(recipe: Recipe, out: str | Path) -> list[dict[str, Cell]]:
     for number, stage in enumerate(plan):
         if there[number]:
             _say(f"{stage.folder}: done, skipped")
-        elif stage.step is None:
-            _say(f"{stage.folder}: converting {recipe.base}")
-            if where.main:
-                convert(recipe.base, recipe.convert).save_pretrained(stage.folder)
-            wait(where)
-        else:
+        elif isinstance(stage.step, Step):
             again = "going on" if stage.begun else "starting"
             _say(f"{stage.folder}: {again} with {amount(stage.rows)}")
             # From the folder, not from memory: then a run in one go and a run in pieces are the same.
             train_into(_load(recipe, plan[number - 1].folder), stage.step, stage.rows, stage.held_out, stage.folder)
+        else:
+            if where.main:
+                _made(recipe, stage, out).save_pretrained(stage.folder)
+            wait(where)
         if where.main:
             _measure(recipe, stage.folder, tasks)
         wait(where)
@@ -78,18 +78,30 @@ def run(recipe: Recipe, out: str | Path) -> list[dict[str, Cell]]:
     return _table(tasks, found)
 
 
+def _made(recipe: Recipe, stage: _Planned, out: Path) -> Encoder:
+    """What needs no training: the conversion, or a merge of stages that are done."""
+    if not isinstance(stage.step, MergeStep):
+        _say(f"{stage.folder}: converting {recipe.base}")
+        return convert(recipe.base, recipe.convert)
+    names = [recipe.names[number] for number in stage.step.stages]
+    _say(f"{stage.folder}: merging {', '.join(names)}")
+    base = None if stage.step.base is None else _load(recipe, out / recipe.names[stage.step.base])
+    return merge({name: _load(recipe, out / name) for name in names}, stage.step.settings, base=base)
+
+
 def _plan(recipe: Recipe, out: Path) -> list[_Planned]:
+    first, *names = recipe.names
     conversion = {"stage": "convert", "base": recipe.base, **_plain(asdict(recipe.convert))}
-    plan = [_Planned(out / "0-convert", conversion)]
-    for number, step in enumerate(recipe.steps, start=1):
+    plan = [_Planned(out / first, conversion)]
+    for name, step in zip(names, recipe.steps, strict=True):
+        identity = {"stage": step.stage, **_plain(asdict(step.settings))}
+        if isinstance(step, MergeStep):
+            identity |= {"stages": list(step.stages), "base": step.base}
+            plan.append(_Planned(out / name, identity, step))
+            continue
         rows, held_out = read_files(step.stage, step.files)
-        identity = {
-            "stage": step.stage,
-            **_plain(asdict(step.settings)),
-            "data": fingerprint_of(rows),
-            "held_out": fingerprint_of(held_out) if held_out else None,
-        }
-        plan.append(_Planned(out / f"{number}-{step.stage}", identity, step, rows, held_out))
+        identity |= {"data": fingerprint_of(rows), "held_out": fingerprint_of(held_out) if held_out else None}
+        plan.append(_Planned(out / name, identity, step, rows, held_out))
     return plan
 
 
