@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from bothways.encoder import Encoder as Encoder
     from bothways.stages.convert import convert as convert
     from bothways.stages.distil import distil as distil
+    from bothways.stages.merge import merge as merge
+    from bothways.stages.merge_settings import Merge as Merge
     from bothways.stages.mntp import mntp as mntp
     from bothways.stages.simcse import simcse as simcse
     from bothways.stages.supervised import supervised as supervised
@@ -29,11 +31,13 @@ _HOMES = {
     "Distil": "training.settings",
     "Encoder": "encoder",
     "MNTP": "training.settings",
+    "Merge": "stages.merge_settings",
     "SimCSE": "training.settings",
     "Supervised": "training.settings",
     "convert": "stages.convert",
     "distil": "stages.distil",
     "make_bidirectional": "bidirectional.conversion",
+    "merge": "stages.merge",
     "mntp": "stages.mntp",
     "simcse": "stages.simcse",
     "supervised": "stages.supervised",

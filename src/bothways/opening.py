@@ -46,7 +46,7 @@ def _own(folder: Path, wish: loading.Wish) -> Parts:
         )
     prepare(config, settings.direction)
     model = loading.load_trunk(folder, config, wish)
-    certificate = _measured(model, settings, wish.attn_implementation)
+    certificate = measured(model, settings, wish.attn_implementation)
     record.certificate.require_same(certificate, folder)
     certificate = replace(certificate, converted=record.certificate.converted)
     tokenizer = loading.load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
@@ -76,7 +76,8 @@ def _stock(name: str, folder: Path, wish: loading.Wish) -> Parts:
     return model, tokenizer, settings, Record(base=name, certificate=certificate), None
 
 
-def _measured(model: PreTrainedModel, settings: EncoderSettings, attn_implementation: str | None) -> Certificate:
+def measured(model: PreTrainedModel, settings: EncoderSettings, attn_implementation: str | None = None) -> Certificate:
+    """The certificate of a loaded model, made what its settings say first. Raises ConversionError if it cannot be."""
     if settings.direction == "causal":
         return probe(model)
     kernel = "auto" if attn_implementation == "auto" else None

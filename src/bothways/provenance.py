@@ -73,6 +73,11 @@ class Record:
     notes: tuple[str, ...] = ()
     """What a plain loader does differently, said in the model card too."""
 
+    @property
+    def described(self) -> str:
+        """The base, and the stages that went into it."""
+        return " + ".join([self.base, *(str(stage["stage"]) for stage in self.stages)])
+
     def add(self, stage: str, **facts: Any) -> Record:
         """A record with one more stage; versions and the time are added here."""
         entry = {

@@ -9,8 +9,9 @@ import pytest
 
 from bothways.data import Source
 from bothways.errors import ConfigError
-from bothways.recipe import read
+from bothways.recipe import MergeStep, read
 from bothways.stages.convert import Convert
+from bothways.stages.merge_settings import Merge
 from bothways.training.settings import MNTP, Supervised
 
 GOOD = """\
@@ -223,3 +224,64 @@ def test_mask_rates_are_a_list_or_one_number(folder: Path, written: str, rates: 
     assert isinstance(settings, MNTP)
     assert settings.held_out_rates == rates
     assert settings.mask_rate_of(settings.steps - 1) == pytest.approx(0.4)
+
+
+MERGED = """\
+base: embedded
+stages:
+  - mntp: {data: texts.txt}
+  - simcse: {data: texts.txt}
+  - mntp: {data: texts.txt}
+  - merge:
+      stages: [1-mntp, 3, simcse]
+      base: convert
+      weights: [0.5, 1, 1]
+"""
+
+
+def test_a_merge_names_earlier_stages_by_folder_number_or_kind(folder: Path) -> None:
+    recipe = read(write(folder, MERGED + "  - merge: {stages: [0, merge], t: 0.3}\n"))
+    assert recipe.names == ["0-convert", "1-mntp", "2-simcse", "3-mntp", "4-merge", "5-merge"]
+    first, second = recipe.steps[3:]
+    assert first == MergeStep(Merge(weights=(0.5, 1, 1)), (1, 3, 2), 0)
+    assert second == MergeStep(Merge(t=0.3), (0, 4))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "message"),
+    [
+        ("3, simcse", "simcse", "recipe.yaml line 9: Merge(weights=(0.5, 1, 1)): 3 weights for 2 encoders. Give one"),
+        (
+            "3, simcse",
+            "2, 2-simcse",
+            "recipe.yaml line 7: 2-simcse stands twice in stages of merge. Keep one, and give",
+        ),
+        (
+            "3, simcse",
+            "\n        mntp]",
+            'recipe.yaml line 8: "mntp" in stages of merge is 1-mntp and 3-mntp. Say which.',
+        ),
+        (
+            "3, simcse",
+            "2-smcse",
+            'recipe.yaml line 7: "2-smcse" in stages of merge is no stage before it. Did you mean "2-simcse"?',
+        ),
+        ("3, simcse", "4-merge", 'line 7: "4-merge" in stages of merge is no stage before it.'),
+        ("3, simcse", "7", "line 7: 7 in stages of merge is no stage before it. Known: 0-convert, 1-mntp, 2-simcse, 3"),
+        ("3, simcse", "2.5", '"stages" in merge is 2.5, expected a whole number or a text.'),
+        ("[1-mntp, 3, simcse]", "1-mntp", '"stages" of merge is "1-mntp", expected a list of stages.'),
+        (
+            "stages: [1-mntp, 3, simcse]",
+            "method: slerp",
+            '"stages" is missing in merge. Name two or more of 0-convert, 1',
+        ),
+        ("base: convert", "base: 9", "line 8: 9 in base of merge is no stage before it."),
+        ("weights: [0.5, 1, 1]", "t: 0.5", "line 9: Merge(t=0.5): t is for two encoders, found 3. Give weights."),
+        ("weights: [0.5, 1, 1]", "method: sum", '"method" in merge is "sum", expected one of "linear", "slerp".'),
+        ("weights: [0.5, 1, 1]", "data: texts.txt", 'line 9: unknown key "data" in merge.'),
+    ],
+)
+def test_what_is_wrong_in_a_merge_is_named(folder: Path, good: str, bad: str, message: str) -> None:
+    assert MERGED.count(good) == 1
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read(write(folder, MERGED.replace(good, bad).replace("]]", "]")))

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bothways import provenance
+from bothways import Merge, merge, provenance
 from bothways.encoder import Encoder
 from bothways.errors import ConfigError
 from bothways.recipe import read, run
@@ -128,3 +128,31 @@ def test_a_foreign_folder_is_refused(work: Path) -> None:
     (work / "new" / "0-convert").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"0-convert exists, but recipe\.yaml did not make it"):
         run(read(work / "recipe.yaml"), work / "new")
+
+
+MERGE = """\
+  - merge:
+      stages: [mntp, 2-simcse]
+      base: 0
+      method: slerp
+evaluate:"""
+
+
+def test_a_merge_of_earlier_stages_is_a_stage(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = work / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("evaluate:", MERGE))
+    rows = run(read(recipe), work / "enc")
+    assert "3-merge: merging 1-mntp, 2-simcse" in capsys.readouterr().err
+    assert [row["encoder"] for row in rows] == ["tf-idf", "0-convert", "1-mntp", "2-simcse", "3-merge"]
+    every = [Encoder.from_pretrained(work / "enc" / name, device="cpu") for name in read(recipe).names]
+    expected = merge(every[1:3], Merge(method="slerp"), base=every[0])
+    texts = ["a text", "another, which is longer"]
+    np.testing.assert_array_equal(every[3].encode(texts), expected.encode(texts))
+    stage = every[3].record.stages[-1]
+    assert [entry["name"] for entry in stage["encoders"]] == ["1-mntp", "2-simcse"]
+    assert stage["scores"]
+    run(read(recipe), work / "enc")
+    assert "3-merge: done, skipped" in capsys.readouterr().err
+    recipe.write_text(recipe.read_text().replace("[mntp, 2-simcse]", "[2-simcse, mntp]"))
+    with pytest.raises(ConfigError, match=r"no longer describes .*3-merge: stages was \[1, 2\] and is now \[2, 1\]"):
+        run(read(recipe), work / "enc")

@@ -19,6 +19,7 @@ VERBS = {
     "simcse": ("training", "Train on unlabelled texts, without supervision."),
     "supervised": ("training", "Train on queries and the documents that answer them."),
     "distil": ("training", "Train to give the vectors of a teacher."),
+    "merge": ("merging", "Merge encoders of one origin into one."),
     "plan": ("planning", "Say what a recipe will take, in memory, FLOPs and time, before it runs."),
     "run": ("making", "Run a recipe: all stages, resumable."),
     "ablate": (

@@ -37,17 +37,19 @@ def plan(
     """
     _check(gpu, count, sharding)
     from bothways.evaluation.tables import write_json
-    from bothways.recipe import read
+    from bothways.recipe import Step, read
     from bothways.training.plan import as_plain
     from bothways.training.target import Target
 
     checked = read(recipe, files_exist=False)
-    if not checked.steps:
+    # A merge trains nothing.
+    training = {number: step for number, step in enumerate(checked.steps, start=1) if isinstance(step, Step)}
+    if not training:
         misused(f"plan: {recipe} has no stages to plan.")
     quiet()
     target = Target.at_hand() if gpu is None else Target.named(gpu, count=count, sharding=sharding)
     made = plans(checked, target)
-    for number, one in enumerate(made, start=1):
+    for number, one in zip(training, made, strict=True):
         tables.show(f"{number} {one.stage} on {one.devices} x {target.name}", _rows(one, target))
         for note in one.notes:
             say(f"{one.stage}: note: {note}")
@@ -71,6 +73,7 @@ def plans(recipe: Recipe, target: Target) -> list[StagePlan]:
     from bothways import artefact, hardware, loading
     from bothways.errors import ConfigError
     from bothways.provenance import EncoderSettings
+    from bothways.recipe import Step
     from bothways.stages.convert import DEFAULT_MAX_LENGTH
     from bothways.training.plan import plan_all
     from bothways.training.skeleton import Making
@@ -97,7 +100,8 @@ def plans(recipe: Recipe, target: Target) -> list[StagePlan]:
     dtype = target.dtype("auto") if wish == "auto" else hardware.choose_dtype(wish, target.device).value
     kernel = None if chosen.attn_implementation == "auto" else chosen.attn_implementation
     made = Making(dtype, chosen.head, kernel, chosen.trust_remote_code)
-    return plan_all([(step.stage, step.settings) for step in recipe.steps], config, encoder, made, target)
+    steps = [(step.stage, step.settings) for step in recipe.steps if isinstance(step, Step)]
+    return plan_all(steps, config, encoder, made, target)
 
 
 def _rows(plan: StagePlan, target: Target) -> list[Row]:

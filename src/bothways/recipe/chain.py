@@ -16,9 +16,10 @@ from bothways.encoder import Encoder
 from bothways.errors import ConfigError
 from bothways.evaluation import Task, score
 from bothways.evaluation.tables import write_json
-from bothways.recipe.reader import Files, Reads, Recipe, Step, reads
+from bothways.recipe.reader import Files, MergeStep, Reads, Recipe, Step, reads
 from bothways.recipe.stage import Given, amount, checkpoints_of, fingerprint_of, read_files, train_into
 from bothways.stages.convert import convert
+from bothways.stages.merge import merge
 from bothways.training.loop import NOT_IDENTITY as NOT_IN_NUMBERS
 from bothways.training.processes import place, wait
 
@@ -55,12 +56,16 @@ class Planned:
     name: str
     folder: Path
     identity: Identity
-    step: Step | None = None
+    step: Step | MergeStep | None = None
     data: Data | None = None
     before: Path | None = None
     """The folder that it is made from."""
     weights: str | None = None
     """Equal for stages with equal weights, though their vectors differ; None: the vectors decide about the weights."""
+    merged: tuple[Path, ...] = ()
+    """The folders that a merge makes it of."""
+    base: Path | None = None
+    """The folder whose differences to those are merged."""
 
     @property
     def begun(self) -> bool:
@@ -80,9 +85,17 @@ def plan(recipe: Recipe, address: Address, read: Callable[[Reads, Files], Data] 
     identities: list[Identity] = [{"stage": "convert", "base": recipe.base, **_plain(asdict(recipe.convert))}]
     planned = [Planned("0-convert", address("0-convert", identities), identities[0])]
     for number, step in enumerate(recipe.steps, start=1):
+        name, before = f"{number}-{step.stage}", planned[-1].folder
+        if isinstance(step, MergeStep):
+            facts = {"stages": list(step.stages), "base": step.base}
+            identities.append({"stage": step.stage, **_plain(asdict(step.settings)), **facts})
+            merged = tuple(planned[place].folder for place in step.stages)
+            anchor = None if step.base is None else planned[step.base].folder
+            one = Planned(name, address(name, identities), identities[-1], step, None, before, None, merged, anchor)
+            planned.append(one)
+            continue
         data = read(reads(step.stage, step.settings), step.files)
         identities.append({"stage": step.stage, **_plain(asdict(step.settings)), **data.identity})
-        name, before = f"{number}-{step.stage}", planned[-1].folder
         folder = address(name, identities)
         planned.append(Planned(name, folder, identities[-1], step, data, before, _weights(identities)))
     return planned
@@ -136,6 +149,13 @@ def make(recipe: Recipe, stage: Planned, alike: Path | None = None) -> None:
     wait(where)
     if there:
         say(f"{stage.folder}: done, skipped")
+    elif isinstance(stage.step, MergeStep):
+        names = {folder.name: folder for folder in stage.merged}
+        say(f"{stage.folder}: merging {', '.join(names)}")
+        if where.main:
+            base = None if stage.base is None else _load(recipe, stage.base)
+            given = {name: _load(recipe, folder) for name, folder in names.items()}
+            merge(given, stage.step.settings, base=base).save_pretrained(stage.folder)
     elif stage.step is None or stage.data is None or stage.before is None:
         say(f"{stage.folder}: converting {recipe.base}")
         if where.main:

@@ -12,6 +12,8 @@ import yaml
 from bothways.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
+Keys = Mapping[str, tuple[yaml.Node, yaml.Node]]
+"""Key -> its node, and the value's."""
 _NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
 
 
@@ -70,7 +72,7 @@ class Document:
         except _WrongError:
             self.fail(node, f'"{key}" in {where} is {show(node)}, expected {spell(hint)}.')
 
-    def settings(self, keys: Mapping[str, tuple[yaml.Node, yaml.Node]], kind: type[Settings], where: str) -> Settings:
+    def settings(self, keys: Keys, kind: type[Settings], where: str) -> Settings:
         """`kind` made of the keys that are its fields. Raises ConfigError for a wrong type or value, at its line."""
         hints = get_type_hints(kind)
         values: dict[str, Any] = {}

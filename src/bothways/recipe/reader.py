@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -11,12 +11,14 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from bothways.data import KEYS, OnBadRow, Source, as_source, below
-from bothways.errors import ConfigError
-from bothways.recipe.nodes import Document
+from bothways.errors import ConfigError, did_you_mean
+from bothways.recipe.nodes import Document, Keys, show
 from bothways.stages.convert import Convert
+from bothways.stages.merge_settings import Merge
 from bothways.training.settings import MNTP, Distil, SimCSE, Supervised, Training
 
 SETTINGS: dict[str, type[Training]] = {"mntp": MNTP, "simcse": SimCSE, "supervised": Supervised, "distil": Distil}
+STAGES = (*SETTINGS, "merge")
 Reads = Literal["stream", "texts", "examples"]
 """What a stage is given: texts that are streamed, texts in memory, or examples in memory."""
 TOP = ("base", "convert", "stages", "evaluate")
@@ -51,14 +53,35 @@ class Step:
 
 
 @dataclass(frozen=True)
+class MergeStep:
+    """Earlier stages of a recipe, by their numbers, that become one encoder."""
+
+    settings: Merge
+    stages: tuple[int, ...]
+    """Those that are merged, in this order; 0 is the conversion."""
+    base: int | None = None
+    """The one whose differences to them are merged."""
+    stage: Literal["merge"] = "merge"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A base model, how to convert it, the stages in order, and what to measure after each."""
 
     path: Path
     base: str
     convert: Convert
-    steps: tuple[Step, ...]
+    steps: tuple[Step | MergeStep, ...]
     tasks: tuple[Path, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """What the folders of its stages are called, the conversion first."""
+        return _names([step.stage for step in self.steps])
+
+
+def _names(stages: Iterable[str]) -> list[str]:
+    return [f"{number}-{stage}" for number, stage in enumerate(["convert", *stages])]
 
 
 def reads(stage: str, settings: Training) -> Reads:
@@ -85,9 +108,10 @@ def read(path: str | Path, *, files_exist: bool = True) -> Recipe:
     if "convert" in top:
         keys = document.mapping(top["convert"][1], "convert", [item.name for item in fields(Convert)])
         convert = document.settings(keys, Convert, "convert")
-    steps: list[Step] = []
+    steps: list[Step | MergeStep] = []
     if "stages" in top:
-        steps = [_step(document, node) for node in document.sequence(top["stages"][1], '"stages"', "stages")]
+        for node in document.sequence(top["stages"][1], '"stages"', "stages"):
+            steps.append(_step(document, node, _names(step.stage for step in steps)))
     tasks: list[Path] = []
     if "evaluate" in top:
         nodes = document.sequence(top["evaluate"][1], '"evaluate"', "tasks")
@@ -95,12 +119,16 @@ def read(path: str | Path, *, files_exist: bool = True) -> Recipe:
     return Recipe(path, str(local) if local.is_dir() else base, convert, tuple(steps), tuple(tasks))
 
 
-def _step(document: Document, node: yaml.Node) -> Step:
+def _step(document: Document, node: yaml.Node, earlier: list[str]) -> Step | MergeStep:
     """`mntp: {data: ..., steps: ...}`: one key, whose value has the files and the settings."""
-    named = document.mapping(node, "stages", tuple(SETTINGS))
+    named = document.mapping(node, "stages", STAGES)
     if len(named) != 1:
         document.fail(node, f"a stage is one key with its settings, found {len(named)}. Write `- mntp:` and so on.")
     stage, (key, value) = next(iter(named.items()))
+    return _merging(document, key, value, earlier) if stage == "merge" else _training(document, stage, key, value)
+
+
+def _training(document: Document, stage: str, key: yaml.Node, value: yaml.Node) -> Step:
     settings, file_keys = SETTINGS[stage], [item.name for item in fields(Files)]
     keys = document.mapping(value, stage, [*file_keys, *(item.name for item in fields(settings))])
     if "data" not in keys:
@@ -134,6 +162,46 @@ def _teacher(document: Document, key: yaml.Node, keys: Mapping[str, tuple[yaml.N
             f"teacher of distil: {teacher} does not exist. Paths are relative to the recipe's folder.",
         )
     return str(local) if local.exists() else teacher
+
+
+def _merging(document: Document, key: yaml.Node, value: yaml.Node, earlier: list[str]) -> MergeStep:
+    """`merge: {stages: [1-mntp, 3], base: 0-convert, ...}`: which of the stages before it, and the settings."""
+    keys = document.mapping(value, "merge", ["stages", "base", *(item.name for item in fields(Merge))])
+    if "stages" not in keys:
+        document.fail(key, f'"stages" is missing in merge. Name two or more of {", ".join(earlier)}.')
+    numbers: list[int] = []
+    for node in document.sequence(keys["stages"][1], '"stages" of merge', "stages"):
+        number = _earlier(document, node, "stages", earlier)
+        if number in numbers:
+            document.fail(
+                node, f"{earlier[number]} stands twice in stages of merge. Keep one, and give it more weight."
+            )
+        numbers.append(number)
+    base = _earlier(document, keys["base"][1], "base", earlier) if "base" in keys else None
+    settings = document.settings(keys, Merge, "merge")
+    try:
+        settings.shares(len(numbers), anchored=base is not None)
+    except ConfigError as problem:
+        blamed: Keys = {name: keys[name] for name in ("t", "weights", "stages") if name in keys}
+        document.fail(next(iter(blamed.values()))[0], str(problem))
+    return MergeStep(settings, tuple(numbers), base)
+
+
+def _earlier(document: Document, node: yaml.Node, key: str, earlier: list[str]) -> int:
+    """The number of an earlier stage from its number, the name of its folder, or its kind where there is one of it."""
+    wanted: int | str = document.value(node, int | str, key, "merge")
+    found = [
+        number
+        for number, name in enumerate(earlier)
+        if wanted in (number, name) or (isinstance(wanted, str) and name.partition("-")[2] == wanted)
+    ]
+    if len(found) > 1:
+        several = " and ".join(earlier[number] for number in found)
+        document.fail(node, f"{show(node)} in {key} of merge is {several}. Say which.")
+    if not found:
+        way_out = did_you_mean(str(wanted), earlier)
+        document.fail(node, f"{show(node)} in {key} of merge is no stage before it. {way_out}")
+    return found[0]
 
 
 def _sources(document: Document, node: yaml.Node, where: str, what: Reads) -> Iterator[Source]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from bothways.errors import ConfigError, did_you_mean
 from bothways.evaluation.tables import Cell
 from bothways.recipe.nodes import read_value
-from bothways.recipe.reader import Recipe, Step
+from bothways.recipe.reader import MergeStep, Recipe, Step
 from bothways.stages.convert import Convert
 
 CONVERT = "convert"
@@ -83,13 +83,10 @@ def variants(recipe: Recipe, switches: Sequence[Switch]) -> list[Variant]:
 def seeded(recipe: Recipe, seed: int) -> Recipe:
     """The recipe with this seed in every stage that has one."""
     steps = (
-        replace(step, settings=replace(step.settings, seed=seed)) if _has_seed(step) else step for step in recipe.steps
+        replace(step, settings=replace(step.settings, seed=seed)) if isinstance(step, Step) else step
+        for step in recipe.steps
     )
     return replace(recipe, steps=tuple(steps))
-
-
-def _has_seed(step: Step) -> bool:
-    return any(field.name == "seed" for field in fields(step.settings))
 
 
 def _switch(name: str, given: Sequence[str] | None, recipe: Recipe) -> Switch:
@@ -151,6 +148,11 @@ def _variant(recipe: Recipe, chosen: Sequence[tuple[Switch, tuple[str, Any]]]) -
         if switch.key is None and value == WITHOUT
         for index in switch.steps or ()
     }
+    if left_out and any(isinstance(step, MergeStep) for step in recipe.steps):
+        raise ConfigError(
+            f"--over: {recipe.path.name} merges stages, which cannot be left out then. Vary settings, or leave out the "
+            "merge."
+        )
     values: dict[str, Cell] = {}
     conversion: dict[str, Any] = {}
     settings: dict[int, dict[str, Any]] = {index: {} for index in range(len(recipe.steps)) if index not in left_out}
@@ -174,8 +176,10 @@ def _variant(recipe: Recipe, chosen: Sequence[tuple[Switch, tuple[str, Any]]]) -
     return Variant(values, replace(recipe, convert=convert, steps=steps))
 
 
-def _changed(step: Step, changes: Mapping[str, Any]) -> Step:
-    return replace(step, settings=replace(step.settings, **changes)) if changes else step
+def _changed(step: Step | MergeStep, changes: Mapping[str, Any]) -> Step | MergeStep:
+    if isinstance(step, MergeStep):
+        return replace(step, settings=replace(step.settings, **changes))
+    return replace(step, settings=replace(step.settings, **changes))
 
 
 def _shown(text: str, value: Any) -> Cell:

@@ -48,12 +48,21 @@ def make_row(encoder: Encoder) -> MaskToken:
         return MaskToken(known, NEW, f"row {known} of the embedding, as in an earlier stage", new=True)
     embedding, row = _embedding(encoder), find_row(encoder)
     tokens = max(encoder.tokenizer.get_vocab().values()) + 1
-    mean = embedding.weight[:tokens].float().mean(dim=0).to(embedding.weight.dtype)
+    mean = mean_row(encoder)
     if row is not None:
         embedding.weight[row] = mean
         return MaskToken(row, NEW, f"row {row} of the embedding, which no token had", new=True)
     _append(encoder, mean)
     return MaskToken(tokens, NEW, f"row {tokens}, appended to the embedding", new=True)
+
+
+@torch.no_grad()
+def mean_row(encoder: Encoder) -> Float[Tensor, " dim"]:
+    """Where a new row starts: the mean of all tokens' rows, in their dtype."""
+    weight = _embedding(encoder).weight
+    tokens = max(encoder.tokenizer.get_vocab().values()) + 1
+    mean: Tensor = weight[:tokens].float().mean(dim=0).to(weight.dtype)
+    return mean
 
 
 def _embedding(encoder: Encoder) -> Any:

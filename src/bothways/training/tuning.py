@@ -51,7 +51,7 @@ def tuned(encoder: Encoder, settings: Training, dtype: torch.dtype) -> Iterator[
                 row.take_off()
             if wrapper is not None:
                 encoder.adapter = adapters.merge(
-                    wrapper, _described(encoder), merge_back=merge_back, originals=originals
+                    wrapper, encoder.record.described, merge_back=merge_back, originals=originals
                 )
             encoder.eval()
             for weight, wanted in before.items():
@@ -102,9 +102,3 @@ def choose(encoder: Encoder, settings: Training) -> None:
         )
     for weight in encoder.head.parameters():
         weight.requires_grad_(True)
-
-
-def _described(encoder: Encoder) -> str:
-    """What an adapter sits on: the base, and the stages that are merged into it."""
-    stages = [str(stage["stage"]) for stage in encoder.record.stages]
-    return " + ".join([encoder.record.base, *stages])
