@@ -1,17 +1,13 @@
-"""The losses against their plain formulas (property) and the reference implementation's numbers (parity)."""
+"""Cross-entropy of tokens, in chunks, against the plain formula (property)."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bothways.training import losses
-from bothways.training.losses import info_nce, token_cross_entropy
+from bothways.training.losses import token_cross_entropy, tokens
 
 ROWS, DIM, VOCAB = 301, 23, 97
 VARIANTS = [
@@ -57,7 +53,7 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     hidden, head, labels, _ = problem(torch.float32, bias=False)
     whole = token_cross_entropy(hidden, head, labels)
     expected = torch.autograd.grad(whole, (hidden, head))
-    monkeypatch.setattr(losses, "rows_per_chunk", lambda head: 64)
+    monkeypatch.setattr(tokens, "rows_per_chunk", lambda head: 64)
     cut = token_cross_entropy(hidden, head, labels)
     assert torch.allclose(cut, whole, rtol=1e-6)
     for one, other in zip(torch.autograd.grad(cut, (hidden, head)), expected, strict=True):
@@ -75,44 +71,3 @@ def test_an_unknown_impl_is_named() -> None:
     hidden, head, labels, _ = problem(torch.float32, bias=False)
     with pytest.raises(ValueError, match='unknown impl "fast"'):
         token_cross_entropy(hidden, head, labels, impl="fast")
-
-
-def naive_info_nce(queries: Tensor, documents: Tensor, temperature: float, ignore: Tensor) -> float:
-    total = 0.0
-    for i, query in enumerate(queries):
-        scores = [
-            float(F.cosine_similarity(query, document, dim=0)) / temperature
-            for j, document in enumerate(documents)
-            if j == i or not ignore[i, j]
-        ]
-        own = float(F.cosine_similarity(query, documents[i], dim=0)) / temperature
-        total += float(np.logaddexp.reduce(scores)) - own
-    return total / len(queries)
-
-
-def test_info_nce_is_the_naive_sum() -> None:
-    queries, documents = torch.randn(5, 11), torch.randn(13, 11)
-    ignore = torch.rand(5, 13) < 0.4
-    found = info_nce(queries, documents, temperature=0.07, ignore=ignore)
-    assert float(found) == pytest.approx(naive_info_nce(queries, documents, 0.07, ignore), rel=1e-5)
-    none = torch.zeros(5, 13, dtype=torch.bool)
-    plain = info_nce(queries, documents, temperature=0.07)
-    assert float(plain) == pytest.approx(naive_info_nce(queries, documents, 0.07, none), rel=1e-5)
-    assert float(found) < float(plain)
-
-
-def test_info_nce_wants_a_document_for_every_query() -> None:
-    with pytest.raises(ValueError, match="5 queries need as many documents, got 3"):
-        info_nce(torch.randn(5, 7), torch.randn(3, 7), temperature=0.05)
-
-
-@pytest.mark.parametrize("family", ["llama", "mistral"])
-def test_info_nce_equals_the_references_losses(shared: Path, family: str) -> None:
-    """Float32, on the vectors that the reference itself computed; scale 20 is temperature 1/20."""
-    golden = np.load(shared / "reference" / "golden" / family / "golden.npz")
-    queries = torch.tensor(golden["enc_mean_skip1_inst"][:4])
-    documents = torch.tensor(golden["enc_mean_skip1_noinst"][:8])
-    hard = info_nce(queries, documents, temperature=1 / 20)
-    assert float(hard) == pytest.approx(float(golden["hardneg_loss_scale20"]), abs=2e-6)
-    in_batch = info_nce(queries, documents[:4], temperature=1 / 20)
-    assert float(in_batch) == pytest.approx(float(golden["simcse_loss_scale20"]), abs=2e-6)

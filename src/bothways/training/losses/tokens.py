@@ -1,11 +1,11 @@
-"""What each stage minimises: pure functions from hidden states or vectors to one number."""
+"""Cross-entropy of tokens from hidden states, without all logits at once."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,34 +13,6 @@ LOGITS_PER_CHUNK = {"cpu": 2**20, "other": 2**27}
 """Logits alive at once. On two CPU cores 128 rows of 8192 are 15 % faster than 512 (4 MB stay in the cache)."""
 FEWEST_ROWS = 128
 """Below that, reading the head again for every chunk costs more than the cache saves."""
-
-
-def info_nce(
-    queries: Float[Tensor, "queries dim"],
-    documents: Float[Tensor, "documents dim"],
-    *,
-    temperature: float,
-    ignore: Bool[Tensor, "queries documents"] | None = None,
-) -> Float[Tensor, ""]:
-    """Mean cross-entropy, in nats, of each query against its own document, every other row being a negative.
-
-    `documents[i]` belongs to `queries[i]`; the rows after them are hard negatives. Cosine similarities, in float32,
-    are divided by `temperature`. Where `ignore` is true a document is no negative of that query: it says the same as
-    the positive. A query's own document is never ignored.
-
-    Raises ValueError if there are fewer documents than queries.
-    Source: van den Oord et al. 2018 (arXiv 1807.03748), eq. 4; LLM2Vec (arXiv 2404.05961), sec. 2.3.
-    """
-    count = queries.shape[0]
-    if documents.shape[0] < count:
-        raise ValueError(f"info_nce: {count} queries need as many documents, got {documents.shape[0]}.")
-    scores = F.normalize(queries.float(), dim=1) @ F.normalize(documents.float(), dim=1).T / temperature
-    own = torch.arange(count, device=scores.device)
-    if ignore is not None:
-        others = ignore.clone()
-        others[own, own] = False
-        scores = scores.masked_fill(others, -torch.inf)
-    return F.cross_entropy(scores, own)
 
 
 def token_cross_entropy(
