@@ -41,11 +41,10 @@ def info_nce(
     - `"d->q"`: the mean of that loss and of a second one, its document against all queries. `joint=True`: the second
       one's similarities, the positive again among them, stand in the first one's softmax instead.
 
-    Where `ignore` is true a document says the same as the positive: it is no negative of that query, the query none of
-    that document, and two queries with such a document none of one another. `margin`: nothing that is more similar
-    than query and positive by more than `margin` is a negative either (in cosines; Qwen3-Embedding has 0.1, numbers
-    below 0 mask more). A query's own document is never masked.
-
+    Where `ignore` is true a document says the same as the positive: it is no negative of that query or that positive,
+    the query none of it, and two queries with such a document none of one another. `margin`: nothing that is more
+    similar than query and positive by more than `margin` is a negative either (in cosines; Qwen3-Embedding has 0.1,
+    numbers below 0 mask more). A query's own document is never masked.
     Raises ValueError for fewer documents than queries, an unknown direction or none "q->d", hard negatives without the
     `owner` they need, and combinations that leave nothing to compare.
     Source: van den Oord et al. 2018 (arXiv 1807.03748), eq. 4; LLM2Vec (arXiv 2404.05961), sec. 2.3. All directions,
@@ -69,11 +68,11 @@ def info_nce(
     if "d->d" in directions:
         logits.append(scaled(found[:count] @ found.T, mine, ignore))
     if "d->q" not in directions:
-        return F.cross_entropy(torch.cat(logits, dim=1), places)
+        return _softmax_loss(logits, places)
     backwards = scaled(cosines[:, :count].T, same.T, keep=own[:, :count])
     if joint:
-        return F.cross_entropy(torch.cat([*logits, backwards], dim=1), places)
-    return (F.cross_entropy(torch.cat(logits, dim=1), places) + F.cross_entropy(backwards, places)) / 2
+        return _softmax_loss([*logits, backwards], places)
+    return (_softmax_loss(logits, places) + _softmax_loss([backwards], places)) / 2
 
 
 class LearnableTemperature(nn.Module):
@@ -114,6 +113,12 @@ def _logits(
         return logits
     masked = reduce(torch.logical_or, masks)
     return logits.masked_fill(masked if keep is None else masked & ~keep, -torch.inf)
+
+
+def _softmax_loss(logits: list[Tensor], places: Tensor) -> Tensor:
+    """Cross-entropy of one softmax over all of them; the positives are in the first."""
+    # A single matrix stays as it is: a copy would be as large as the batch squared.
+    return F.cross_entropy(logits[0] if len(logits) == 1 else torch.cat(logits, dim=1), places)
 
 
 def _check(
