@@ -21,14 +21,14 @@ from bothways.training.objective import Objective, Pairs
 
 SETTINGS = {
     "steps": 10,
-    "batch_size": 7,
-    "max_length": 40,
+    "batch_size": 5,
+    "max_length": 24,
     "learning_rate": 1e-3,
     "temperature": 0.05,
     "lora_dropout": 0.0,
-    "tokens_per_batch": 120,
+    "tokens_per_batch": 96,
 }
-CACHED = {"grad_cache": True, "tokens_per_batch": 60}
+CACHED = {"grad_cache": True, "tokens_per_batch": 48}
 SUPERVISED = {"stage": "supervised"}
 # Dropout is drawn pass by pass, and other processes make other passes. Without it both views are the same, but the
 # other texts still push them.
@@ -38,12 +38,12 @@ JOBS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "supervised cached": ({"tune": "lora", **CACHED}, SUPERVISED),
     "simcse": ({"tune": "full", "dropout": 0.0}, SIMCSE),
     "simcse cached": ({"tune": "full", "dropout": 0.0, **CACHED}, SIMCSE),
-    "sharded": ({"tune": "full", "tokens_per_batch": 60}, {**SUPERVISED, "shard": True}),
+    "sharded": ({"tune": "full", "tokens_per_batch": 48}, {**SUPERVISED, "shard": True}),
     "sharded cached": ({"tune": "full", **CACHED}, {**SUPERVISED, "shard": True}),
     "starved before": ({"tune": "full"}, {**SUPERVISED, "starve": {"rank": 0, "step": 3, "when": "before"}}),
     "starved after": ({"tune": "full", **CACHED}, {**SUPERVISED, "starve": {"rank": 0, "step": 3, "when": "after"}}),
 }
-DROPPED = {"tune": "full", "dropout": 0.3, "embedding_dropout": 0.1, "tokens_per_batch": 60}
+DROPPED = {"tune": "full", "steps": 4, "dropout": 0.3, "embedding_dropout": 0.1, "tokens_per_batch": 48}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def launched(base: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     }
     code, said = run(*jobs.values(), processes=2)
     assert code == 0, said
-    assert said.count("out of memory: 60 tokens at once instead of 120, the same step again") == 1
-    assert said.count("out of memory: 40 tokens at once instead of 60, the same step again") == 1
+    assert said.count("out of memory: 48 tokens at once instead of 96, the same step again") == 1
+    assert said.count("out of memory: 24 tokens at once instead of 48, the same step again") == 1
     return jobs
 
 
