@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import llm2vec_env
+from benchmarks.frame import say
 from benchmarks.peers.condition import Condition
 from benchmarks.peers.worker import DiedError, Worker
 
@@ -179,8 +178,3 @@ def compared(condition: Condition, found: Mapping[str, Any], peers: Sequence[str
             if (peer := name.split(",")[0]) in peers:
                 ratios[f"{condition.work}/{condition.name}/{kind}/{peer}"] = round(value / figures[OURS], 3)
     return ratios
-
-
-def say(line: str) -> None:
-    """Progress, on stderr."""
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.beside import KINDS, LLM2VEC, check, compared, run, say, summary, variants
-from benchmarks.frame import Findings
+from benchmarks.beside import KINDS, LLM2VEC, check, compared, run, summary, variants
+from benchmarks.frame import Findings, say
 from benchmarks.peers.condition import CPU_SHAPES, TINY, TUNES
 from benchmarks.peers.triplets import Triplets
 from bothways import hardware

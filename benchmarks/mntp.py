@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.beside import KINDS, LLM2VEC, check, compared, run, say, summary, variants
-from benchmarks.frame import Findings
+from benchmarks.beside import KINDS, LLM2VEC, check, compared, run, summary, variants
+from benchmarks.frame import Findings, say
 from benchmarks.peers.condition import CPU_SHAPES, CUDA_SHAPES, TINY, TUNES
 from benchmarks.peers.masked import Masked
 from bothways import hardware
