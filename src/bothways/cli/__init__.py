@@ -19,6 +19,7 @@ VERBS = {
     "simcse": ("training", "Train on unlabelled texts, without supervision."),
     "supervised": ("training", "Train on queries and the documents that answer them."),
     "merge": ("merging", "Merge encoders of one origin into one."),
+    "mine": ("mining", "Find hard negatives of queries in a corpus, to train on."),
     "plan": ("planning", "Say what a recipe will take, in memory, FLOPs and time, before it runs."),
     "run": ("making", "Run a recipe: all stages, resumable."),
     "evaluate": ("using", "Measure encoders on local tasks, tf-idf beside them."),
