@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and never over something that is there."""
+"""Folders and files that appear whole or not at all, and never over something that is there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from bothways.errors import ConfigError
 
@@ -48,3 +49,26 @@ def new_folder(folder: Path, *, overwrite: bool = False, way_out: str = WAY_OUT)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_taken_file(path: Path) -> None:
+    """Raises ConfigError if there is something called `path`."""
+    if path.exists():
+        raise ConfigError(f"{path} exists. Name another file, or delete it: nothing is overwritten.")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[TextIO]:
+    """A temporary file to write UTF-8 to, which takes the name `path` when the block ends without an error.
+
+    Raises ConfigError if there is one already.
+    """
+    refuse_taken_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -55,6 +55,13 @@ def test_every_stage_is_planned_without_its_data(
     assert all(stage["seconds"] > 0 for stage in stages)
 
 
+def test_a_merge_is_no_training_and_keeps_its_number(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.write_text(RECIPE.replace("  - supervised", "  - merge: {stages: [1, 2]}\n  - supervised"))
+    assert call("plan", recipe, "--gpu", "h200") == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"(\d \w+) on 1 x h200", shown) == ["1 mntp", "2 simcse", "4 supervised"]
+
+
 def test_without_a_gpu_it_is_this_machine(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,7 +250,11 @@ def test_a_merge_names_earlier_stages_by_folder_number_or_kind(folder: Path) -> 
 @pytest.mark.parametrize(
     ("good", "bad", "message"),
     [
-        ("3, simcse", "simcse", "recipe.yaml line 9: Merge(weights=(0.5, 1, 1)): 3 weights for 2 encoders. Give one"),
+        (
+            "3, simcse",
+            "simcse",
+            "line 9: Merge(weights=(0.5, 1, 1)): 2 encoders need as many weights. Give one",
+        ),
         (
             "3, simcse",
             "2, 2-simcse",

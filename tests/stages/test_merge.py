@@ -252,7 +252,12 @@ def test_another_architecture_shape_config_or_tokenizer_is_refused(
     ("settings", "encoders", "anchored", "message"),
     [
         ({}, 1, False, "merge: 1 encoder, expected two or more."),
-        ({"weights": (1.0, 2.0)}, 3, False, "Merge(weights=(1, 2)): 2 weights for 3 encoders. Give one for each."),
+        (
+            {"weights": (1.0, 2.0)},
+            3,
+            False,
+            "Merge(weights=(1, 2)): 3 encoders need as many weights. Give one for each.",
+        ),
         ({"t": 0.5}, 3, False, "Merge(t=0.5): t is for two encoders, found 3. Give weights."),
         ({"weights": (1.0, -1.0)}, 2, False, "Merge(weights=(1, -1)): they sum to 0, and are to be divided by that."),
         ({"weights": (0.0, 0.0), "method": "slerp"}, 2, True, "Merge(weights=(0, 0)): they sum to 0"),
@@ -303,5 +308,7 @@ def test_checkpoints_of_a_run_are_no_encoder(
             DataError, match=r"is of the checkpoints of a run: .* Finish the run with --resume and merge 1;"
         ):
             refuse_checkpoints(path)
-    refuse_checkpoints(folders["one"])
+    (tmp_path / "step-100").mkdir()
+    for name in (folders["one"], tmp_path / "step-100"):
+        refuse_checkpoints(name)
     refuse_checkpoints("hub/name")

@@ -20,6 +20,7 @@ VERBS = {
     "supervised": ("training", "Train on queries and the documents that answer them."),
     "distil": ("training", "Train to give the vectors of a teacher."),
     "merge": ("merging", "Merge encoders of one origin into one."),
+    "mine": ("mining", "Find hard negatives of queries in a corpus, to train on."),
     "plan": ("planning", "Say what a recipe will take, in memory, FLOPs and time, before it runs."),
     "run": ("making", "Run a recipe: all stages, resumable."),
     "ablate": (

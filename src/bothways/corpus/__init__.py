@@ -1,6 +1,7 @@
-"""Texts -> a folder of vectors in Parquet, and exact search in it."""
+"""Texts -> a folder of vectors in Parquet, exact search in it, and hard negatives out of it."""
 
 from bothways.corpus.exact import Corpus, Hit, search
+from bothways.corpus.mining import Mine, Mined, mine, write_examples
 from bothways.corpus.parquet import embed
 
-__all__ = ["Corpus", "Hit", "embed", "search"]
+__all__ = ["Corpus", "Hit", "Mine", "Mined", "embed", "mine", "search", "write_examples"]

@@ -93,10 +93,11 @@ def merge(
 
 
 def refuse_checkpoints(name: str | Path) -> None:
-    """Raises DataError if this is what an interrupted run left, which holds no whole encoder."""
+    """Raises DataError if this is what an interrupted run left, or a part of it: no whole encoder is in there."""
     path = Path(name)
-    if (path.is_dir() and checkpoint.found(path)) or path.name.startswith("step-"):
-        out = (path if path.is_dir() and path.suffix != ".shards" else path.parent).name.removesuffix(".checkpoints")
+    one = path.name.startswith("step-") and path.suffix in (".pt", ".shards")
+    if one or (path.is_dir() and checkpoint.found(path)):
+        out = (path.parent if one else path).name.removesuffix(".checkpoints")
         raise DataError(
             f"{name} is of the checkpoints of a run: what is trained, as it is trained (adapters, optimiser), not an "
             f"encoder. Finish the run with --resume and merge {out}; --ema-decay averages the weights within a run."

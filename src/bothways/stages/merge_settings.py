@@ -48,9 +48,7 @@ class Merge:
         if not self.weights:
             return (1 / encoders,) * encoders
         if len(self.weights) != encoders:
-            raise ConfigError(
-                f"{self._said()}: {len(self.weights)} weights for {encoders} encoders. Give one for each."
-            )
+            raise ConfigError(f"{self._said()}: {encoders} encoders need as many weights. Give one for each.")
         if self.method == "linear" and anchored:
             return self.weights
         total = sum(self.weights)
