@@ -176,15 +176,30 @@ def test_the_best_on_dev_is_chosen_stage_by_stage() -> None:
 
     def scores(step: Any, split: str) -> dict[str, float]:
         assert split == "dev"
-        mntp, simcse, pairs = (step.chosen[name]["learning_rate"] for name in ("mntp", "simcse", "supervised"))
-        value = -abs(mntp - 1e-3) - abs(simcse - 2e-4)
-        return {"a": value if step.stage == AFTER_SIMCSE else value - abs(pairs - 5e-4), "b": 0.0}
+        best = {"mntp": 1e-3, "simcse": 2e-4, "supervised": 5e-4}
+        return {"a": -sum(abs(step.chosen[name]["learning_rate"] - best[name]) for name in step.chosen), "b": 0.0}
 
     bench: Any = SimpleNamespace(scores=scores, decoder=SimpleNamespace(name="d"))
     chosen, rows = choose(bench, "bothways", None)
     assert chosen == {"mntp": GRID["mntp"][1], "simcse": GRID["simcse"][1], "supervised": GRID["supervised"][0]}
     assert [row["stage"] for row in rows] == [AFTER_SIMCSE] * 4 + [LAST] * 4
     assert rows[0]["settings"] == {"mntp": dict(GRID["mntp"][0]), "simcse": dict(GRID["simcse"][0])}
+
+
+def test_the_test_takes_what_was_chosen_and_says_how(data: Path, tmp_path: Path) -> None:
+    from benchmarks import quality
+    from benchmarks.quality import page
+
+    path = tmp_path / "choice.json"
+    chosen = {"embedded": {"bothways": {"mntp": {"learning_rate": 3e-4}, "simcse": {"learning_rate": 2e-4}}}}
+    given = argparse.Namespace(tiny=False, choice=path)
+    assert quality._chosen(given)["chosen"] == {}
+    rows = [{"stage": "+ SimCSE", "mean": 0.5}]
+    path.write_text(json.dumps({"observed": {"chosen": chosen, "grid": {}}, "rows": rows, "command": "it"}))
+    found = quality._chosen(given)
+    assert (found["chosen"], found["tried"], found["command"]) == (chosen, rows, "it")
+    table = page.settings({"observed": {"choice of settings": found}})
+    assert "| embedded | bothways | learning rate 0.0003 | learning rate 0.0002 |" in table
 
 
 def test_the_interval_of_a_difference_holds_it() -> None:

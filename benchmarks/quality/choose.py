@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.frame import say
@@ -34,12 +33,12 @@ def choose(bench: Bench, side: str, ours: Chosen | None) -> tuple[Chosen, list[d
     def tried(chosen: Chosen, stage: str) -> float:
         step: Step = chain(side, CHOICE_SEED, chosen, given)[stage]
         found = bench.scores(step, "dev")
-        told = {name: dict(values) for name, values in chosen.items() if _decides(side, name, stage)}
+        told = {name: dict(values) for name, values in chosen.items()}
         rows.append({"stage": stage, "settings": told, "mean": round(statistics.fmean(found.values()), 4), **found})
         return statistics.fmean(found.values())
 
-    firsts = GRID["mntp"] if AFTER_MNTP in CHAINS[side] else (DEFAULT["mntp"],)
-    pairs = [{**DEFAULT, "mntp": mntp, "simcse": simcse} for mntp in firsts for simcse in GRID["simcse"]]
+    firsts = [{"mntp": mntp} for mntp in GRID["mntp"]] if AFTER_MNTP in CHAINS[side] else [{}]
+    pairs: list[Chosen] = [{**first, "simcse": simcse} for first in firsts for simcse in GRID["simcse"]]
     best = max(pairs, key=lambda chosen: tried(chosen, AFTER_SIMCSE))
     alone = [{**best, "supervised": supervised} for supervised in GRID["supervised"]]
     best = max(alone, key=lambda chosen: tried(chosen, LAST))
@@ -55,12 +54,3 @@ def seconds(bench: Bench, seed: int, ours: Chosen) -> dict[str, float]:
 
 def _taught(stage: str) -> bool:
     return stage in (AFTER_MNTP, AFTER_SIMCSE, LAST)
-
-
-def _decides(side: str, name: str, stage: str) -> bool:
-    """Whether settings of the stage `name` have anything to do with a side after `stage`."""
-    earlier: Mapping[str, tuple[str, ...]] = {
-        AFTER_SIMCSE: ("mntp", "simcse"),
-        LAST: ("mntp", "simcse", "supervised"),
-    }
-    return name in earlier[stage] and (name != "mntp" or AFTER_MNTP in CHAINS[side])
