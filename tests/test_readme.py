@@ -63,7 +63,7 @@ def test_the_commands_run(desk: Path) -> None:
         with pytest.raises(SystemExit) as left:
             main(arguments)
         assert left.value.code == 0, command
-    assert {path.name for path in desk.glob("enc/*")} == {"0", "1", "2", "3", "full"}
+    assert {path.name for path in desk.glob("enc/*")} == {"0", "1", "2", "3", "4", "full"}
     assert (desk / "vectors" / "vectors.parquet").exists()
 
 

@@ -110,3 +110,15 @@ def test_a_seed_reaches_every_stage(recipe: Path) -> None:
     checked = read(recipe)
     assert [step.settings.seed for step in seeded(checked, 7).steps] == [7, 7]
     assert seeded(checked, 0) == checked
+
+
+def test_a_merge_may_be_left_out_but_no_stage_before_one_that_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text\n")
+    (tmp_path / "recipe.yaml").write_text(
+        "base: embedded\nstages:\n  - mntp: {data: a.txt}\n  - simcse: {data: a.txt}\n  - merge: {stages: [1, 2]}\n"
+    )
+    recipe = read(tmp_path / "recipe.yaml")
+    found = variants(recipe, read_switches(["merge"], recipe))
+    assert [len(variant.recipe.steps) for variant in found] == [2, 3]
+    with pytest.raises(ConfigError, match=r"--over: recipe\.yaml merges stages, which cannot be left out then"):
+        variants(recipe, read_switches(["mntp"], recipe))

@@ -22,6 +22,7 @@ from bothways.stages.convert import convert
 from bothways.stages.merge import merge
 from bothways.training.loop import NOT_IDENTITY as NOT_IN_NUMBERS
 from bothways.training.processes import place, wait
+from bothways.training.settings import Distil
 
 FILE = "recipe.json"
 """In the folder of a run: what each stage was made from, to be compared at the next run."""
@@ -95,7 +96,8 @@ def plan(recipe: Recipe, address: Address, read: Callable[[Reads, Files], Data] 
             planned.append(one)
             continue
         data = read(reads(step.stage, step.settings), step.files)
-        identities.append({"stage": step.stage, **_plain(asdict(step.settings)), **data.identity})
+        taught = {"teacher": _teacher(step.settings.teacher)} if isinstance(step.settings, Distil) else {}
+        identities.append({"stage": step.stage, **_plain(asdict(step.settings)), **taught, **data.identity})
         folder = address(name, identities)
         planned.append(Planned(name, folder, identities[-1], step, data, before, _weights(identities)))
     return planned
@@ -218,6 +220,11 @@ def _load(recipe: Recipe, folder: Path) -> Encoder:
         attn_implementation=how.attn_implementation,
         trust_remote_code=how.trust_remote_code,
     )
+
+
+def _teacher(name: str) -> str:
+    """What is at that place now, if it is a place; else the name of the hub."""
+    return f"{Path(name).name} {_fingerprint(Path(name))}" if Path(name).exists() else name
 
 
 def _fingerprint(path: Path) -> str:

@@ -148,7 +148,8 @@ def _variant(recipe: Recipe, chosen: Sequence[tuple[Switch, tuple[str, Any]]]) -
         if switch.key is None and value == WITHOUT
         for index in switch.steps or ()
     }
-    if left_out and any(isinstance(step, MergeStep) for step in recipe.steps):
+    kept = (step for index, step in enumerate(recipe.steps) if index not in left_out)
+    if left_out and any(isinstance(step, MergeStep) for step in kept):
         raise ConfigError(
             f"--over: {recipe.path.name} merges stages, which cannot be left out then. Vary settings, or leave out the "
             "merge."
