@@ -115,6 +115,9 @@ def test_as_a_verb_and_in_a_recipe(
     run(read(tmp_path / "r.yaml"), tmp_path / "out")
     one, two = (Encoder.from_pretrained(tmp_path / name, device="cpu") for name in ("by-hand", "out/1-distil"))
     np.testing.assert_allclose(one.encode(texts[:5]), two.encode(texts[:5]), atol=1e-5)
+    teacher(tmp_path, [*texts, "one more"], 11)
+    with pytest.raises(ConfigError, match=r"r\.yaml no longer describes .*1-distil: teacher was 'vectors-11\.parquet "):
+        run(read(tmp_path / "r.yaml"), tmp_path / "out")
     recipe["stages"] = [{"distil": {"data": "texts.txt", "teacher": "gone.parquet"}}]
     (tmp_path / "r.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"r\.yaml line 1: teacher of distil: gone\.parquet does not exist"):
