@@ -41,8 +41,8 @@ def test_every_stage_is_planned_without_its_data(
     shown = capsys.readouterr()
     for expected in (
         "1 mntp on 2 x h200",
-        "2 simcse on 1 x h200",
-        "3 supervised on 1 x h200",
+        "2 simcse on 2 x h200",
+        "3 supervised on 2 x h200",
         "GiB AdamW",
         "7,580,480",
     ):

@@ -72,7 +72,7 @@ def test_settings_of_a_stage_that_is_left_out_make_no_rows_of_their_own(recipe: 
         (
             ("zq",),
             "Known: direction, pooling, pool_over, mntp, supervised, and settings of stages, such as "
-            "supervised.negatives.",
+            "supervised.size_exponent.",
         ),
         (
             ("mntp.mask_rat=0.1",),
