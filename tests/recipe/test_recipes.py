@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,10 +31,8 @@ def resolved(name: str, folder: Path) -> Recipe:
     """The recipe, read where the files that it names stand empty: its data are not shipped."""
     text = (RECIPES / name).read_text(encoding="utf-8")
     (folder / "data").mkdir()
-    for line in text.splitlines():
-        _, _, path = line.partition("data: data/")
-        if path:
-            (folder / "data" / path).touch()
+    for path in re.findall(r"(?:data|path): data/([\w.-]+)", text):
+        (folder / "data" / path).touch()
     if (RECIPES / Path(name).stem).is_dir():
         shutil.copytree(RECIPES / Path(name).stem, folder / Path(name).stem)
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
