@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import statistics
 from pathlib import Path
@@ -66,12 +65,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path, real
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
     ablate(read(write_recipe(folder / "recipe.yaml", tiny_llama_folder)), GRID, folder / "grid")
     return folder
-
-
-@pytest.fixture
-def work(made: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
-    return shutil.copytree(made, tmp_path / "work" / made.name)
 
 
 def write_recipe(path: Path, base: Path, steps: int = 2) -> Path:

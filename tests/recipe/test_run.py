@@ -55,12 +55,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path, real
     return folder
 
 
-@pytest.fixture
-def work(made: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be changed."""
-    return shutil.copytree(made, tmp_path / "work" / made.name)
-
-
 def write_recipe(path: Path, base: Path, steps: int = 3) -> Path:
     path.write_text(TEMPLATE.format(base=base, steps=steps))
     return path

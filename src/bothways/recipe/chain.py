@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage, its folder, and what it is made of: `step` and `data`, or for the conversion neither."""
+    """A stage, its folder, and what it is made of: `step`, `data` where it trains; for the conversion neither."""
 
     name: str
     folder: Path
@@ -63,8 +63,8 @@ class Planned:
     """The folder that it is made from."""
     weights: str | None = None
     """Equal for stages with equal weights, though their vectors differ; None: the vectors decide about the weights."""
-    merged: tuple[Path, ...] = ()
-    """The folders that a merge makes it of."""
+    merged: Mapping[str, Path] = field(default_factory=dict)
+    """Names and folders of the stages that a merge makes it of."""
     base: Path | None = None
     """The folder whose differences to those are merged."""
 
@@ -90,7 +90,7 @@ def plan(recipe: Recipe, address: Address, read: Callable[[Reads, Files], Data] 
         if isinstance(step, MergeStep):
             facts = {"stages": list(step.stages), "base": step.base}
             identities.append({"stage": step.stage, **_plain(asdict(step.settings)), **facts})
-            merged = tuple(planned[place].folder for place in step.stages)
+            merged = {planned[place].name: planned[place].folder for place in step.stages}
             anchor = None if step.base is None else planned[step.base].folder
             one = Planned(name, address(name, identities), identities[-1], step, None, before, None, merged, anchor)
             planned.append(one)
@@ -118,9 +118,9 @@ def digest(identities: Sequence[Identity]) -> str:
 
 def difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first thing in which two identities differ, in words; None if they make the same."""
-    for field in [*now, *then]:
-        if field not in NOT_IDENTITY and then.get(field) != now.get(field):
-            return f"{field} was {then.get(field)!r} and is now {now.get(field)!r}"
+    for name in [*now, *then]:
+        if name not in NOT_IDENTITY and then.get(name) != now.get(name):
+            return f"{name} was {then.get(name)!r} and is now {now.get(name)!r}"
     return None
 
 
@@ -152,11 +152,10 @@ def make(recipe: Recipe, stage: Planned, alike: Path | None = None) -> None:
     if there:
         say(f"{stage.folder}: done, skipped")
     elif isinstance(stage.step, MergeStep):
-        names = {folder.name: folder for folder in stage.merged}
-        say(f"{stage.folder}: merging {', '.join(names)}")
+        say(f"{stage.folder}: merging {', '.join(stage.merged)}")
         if where.main:
             base = None if stage.base is None else _load(recipe, stage.base)
-            given = {name: _load(recipe, folder) for name, folder in names.items()}
+            given = {name: _load(recipe, folder) for name, folder in stage.merged.items()}
             merge(given, stage.step.settings, base=base).save_pretrained(stage.folder)
     elif stage.step is None or stage.data is None or stage.before is None:
         say(f"{stage.folder}: converting {recipe.base}")
@@ -204,12 +203,11 @@ def say(message: str) -> None:
 def _measure(recipe: Recipe, folder: Path, tasks: Sequence[Task]) -> None:
     marks = {task.name: _fingerprint(path) for task, path in zip(tasks, recipe.tasks, strict=True)}
     settings, record = provenance.read(folder)
-    last = dict(record.stages[-1])
-    if last.get("tasks", {}) != marks:
+    if record.stages[-1].get("tasks", {}) != marks:
         say(f"{folder}: measuring on {', '.join(marks)}")
         encoder = _load(recipe, folder)
-        last |= {"scores": {task.name: score(encoder, task) for task in tasks}, "tasks": marks}
-        provenance.write(folder, settings, replace(record, stages=(*record.stages[:-1], last)))
+        found = {task.name: score(encoder, task) for task in tasks}
+        provenance.write(folder, settings, record.amended(scores=found, tasks=marks))
 
 
 def _load(recipe: Recipe, folder: Path) -> Encoder:
