@@ -15,7 +15,7 @@ import torch
 from bothways import Distil, Encoder, convert, distil
 from bothways.cli import _main
 from bothways.data import Example
-from bothways.errors import ConfigError
+from bothways.errors import ConfigError, DataError
 from bothways.recipe import read, run
 
 SETTINGS = Distil(steps=40, batch_size=8, learning_rate=1e-3, tune="full", precision="fp32", held_out_items=6)
@@ -130,3 +130,56 @@ def test_similarities_alone_need_no_projection(texts: list[str], tiny_llama_fold
     assert stage["held_out"]["40"]["loss"] < stage["held_out"]["0"]["loss"] / 2
     assert "cosine" not in stage["held_out"]["40"]
     assert "projection_keeps" not in stage
+
+
+def test_every_setting_of_the_family_does_something(texts: list[str], tiny_llama_folder: Path, tmp_path: Path) -> None:
+    """Prefixes, spread and dropout: each changes what is learnt."""
+    settings = replace(SETTINGS, teacher=teacher(tmp_path, texts, 32), steps=2)
+    ends = [
+        distil(student(tiny_llama_folder), texts, replace(settings, **how), show_progress=False).encode(texts[:5])
+        for how in ({}, {}, {"matryoshka": (7,)}, {"spread_out": 3.0}, {"dropout": 0.4})
+    ]
+    np.testing.assert_array_equal(ends[0], ends[1])
+    assert all(np.abs(ends[0] - other).max() > 1e-4 for other in ends[2:])
+
+
+@pytest.mark.parametrize("left", [1, 2])
+def test_one_or_two_held_out_texts_are_measured_though_they_have_no_others(
+    left: int, texts: list[str], tiny_llama_folder: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, teacher=teacher(tmp_path, texts, 32), steps=1)
+    stage = distil(student(tiny_llama_folder), texts, settings, held_out=texts[: 8 + left]).record.stages[-1]
+    assert 0 < stage["held_out"]["0"]["cosine"] < 1
+    with pytest.raises(DataError, match=r"distil: 2 items are too few to be similar to one another\. Give more"):
+        distil(student(tiny_llama_folder), texts[:2], settings, held_out=texts[2:4])
+
+
+def test_numbers_of_dimensions_that_cannot_be(texts: list[str], tiny_llama_folder: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, teacher=teacher(tmp_path, texts, 32), matryoshka=(999,))
+    with pytest.raises(
+        ConfigError, match=r"Distil\(matryoshka=\(999,\)\): 999, but the vectors of this encoder have \d+"
+    ):
+        distil(student(tiny_llama_folder), texts, settings)
+    with pytest.raises(
+        ConfigError, match=r"first dimensions learn similarities, since a teacher has no vector of that"
+    ):
+        Distil(matryoshka=(7,), similarity=0.0)
+
+
+def test_the_teacher_is_opened_once(
+    texts: list[str], tiny_llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For queries and documents, to train on and held out."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    student(tiny_llama_folder).save_pretrained(tmp_path / "teacher")
+    real, opened = sentence_transformers.SentenceTransformer, []
+
+    def opening(name: str, **options: object) -> object:
+        opened.append(name)
+        return real(name, **options)
+
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", opening)
+    examples = [Example(query, positive) for query, positive in zip(texts[:35], texts[35:], strict=True)]
+    settings = replace(SETTINGS, teacher=str(tmp_path / "teacher"), steps=1)
+    distil(student(tiny_llama_folder), examples, settings, show_progress=False)
+    assert opened == [str(tmp_path / "teacher")]

@@ -323,3 +323,23 @@ def test_a_temperature_that_is_learnt_moves_and_is_recorded(
         ConfigError, match=r"learn_temperature=True, temperature=0\.005\): a temperature that is learnt"
     ):
         Supervised(learn_temperature=True, temperature=0.005)
+
+
+def test_graded_pairs_of_a_source_without_others_are_judged_alone(encoder: Encoder, real_texts: list[str]) -> None:
+    """bixse under in_batch=False: a pair's own score and its own hard negatives, nothing of the other examples."""
+    scored = [replace(example, negatives=(real_texts[-1],)) for example in graded(real_texts, 20)]
+    origins = [Origin("a", 1.0, 20, 0, Policy(in_batch=False))]
+    settings = replace(SMALL, graded_loss="bixse", temperature=0.5)
+    task = _Task(encoder, Rows(scored, origins=origins), [], settings, NONE)
+    pairs, vectors = task.train.pairs([0, 1, 2, 3]), torch.randn(12, 7)
+    unit = torch.nn.functional.normalize(vectors, dim=1)
+    logits = unit[:4] @ unit[4:].T / 0.5
+    scores = torch.tensor([0, 0.25, 0.5, 0.75])
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    expected = bce(logits[range(4), range(4)], scores) + bce(logits[range(4), range(4, 8)], torch.zeros(4))
+    assert task.of_share[0](pairs, vectors) == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_more_dimensions_than_there_are_is_said(encoder: Encoder, real_texts: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"Supervised\(matryoshka=\(7, 999\)\): 999, but the vectors of this encoder"):
+        supervised(encoder, examples(real_texts[:20]), replace(SMALL, matryoshka=(7, 999)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bothways import convert
 from bothways.errors import ConfigError, DataError
-from bothways.training.teacher import procrustes, teach, unit
+from bothways.training.teacher import Teacher, procrustes, unit
 
 TEXTS = ["one", "two", "three", "one", "four"]
 
@@ -25,10 +25,10 @@ def stored(path: Path, vectors: dict[str, list[float]]) -> Path:
 
 def test_stored_vectors_come_in_the_order_of_the_texts(tmp_path: Path) -> None:
     vectors = {text: [float(len(text)), float(number), 0.5] for number, text in enumerate([*TEXTS[:3], "four", "six"])}
-    taught = teach(stored(tmp_path / "v.parquet", vectors), TEXTS)
+    taught = Teacher(stored(tmp_path / "v.parquet", vectors)).teach(TEXTS)
     assert taught.vectors.dtype == np.float32
     np.testing.assert_array_equal(taught.vectors, [vectors[text] for text in TEXTS])
-    again = teach(stored(tmp_path / "w.parquet", {**vectors, "two": [9.0, 9.0, 9.0]}), TEXTS)
+    again = Teacher(stored(tmp_path / "w.parquet", {**vectors, "two": [9.0, 9.0, 9.0]})).teach(TEXTS)
     assert again.fingerprint != taught.fingerprint
 
 
@@ -44,18 +44,18 @@ def test_what_is_wrong_with_stored_vectors_is_named(
     tmp_path: Path, vectors: dict[str, list[float]], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        teach(stored(tmp_path / "v.parquet", vectors), TEXTS)
+        Teacher(stored(tmp_path / "v.parquet", vectors)).teach(TEXTS)
 
 
 def test_columns_files_and_folders_that_are_not_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["one"], "vector": [[1.0]]}), tmp_path / "v.parquet")
     with pytest.raises(DataError, match=r'v\.parquet: there is no column "text"; it has "body", "vector"\.'):
-        teach(tmp_path / "v.parquet", TEXTS)
+        Teacher(tmp_path / "v.parquet").teach(TEXTS)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(DataError, match=r"broken\.parquet: not a whole Parquet file"):
-        teach(tmp_path / "broken.parquet", TEXTS)
+        Teacher(tmp_path / "broken.parquet").teach(TEXTS)
     with pytest.raises(ConfigError, match=r"gone\.parquet: no such file\. Name a \.parquet file"):
-        teach(tmp_path / "gone.parquet", TEXTS)
+        Teacher(tmp_path / "gone.parquet").teach(TEXTS)
 
 
 def test_a_folder_teaches_what_its_encoder_gives_with_its_own_prompts(tmp_path: Path, tiny_llama_folder: Path) -> None:
@@ -63,13 +63,13 @@ def test_a_folder_teaches_what_its_encoder_gives_with_its_own_prompts(tmp_path: 
     encoder = convert(tiny_llama_folder, dtype="float32", device="cpu")
     encoder.settings = replace(encoder.settings, prompts={"query": "Find it: "})
     encoder.save_pretrained(tmp_path / "teacher")
-    taught = teach(tmp_path / "teacher", TEXTS, device="cpu")
+    taught = Teacher(tmp_path / "teacher", device="cpu").teach(TEXTS)
     np.testing.assert_allclose(taught.vectors, encoder.encode(TEXTS), atol=1e-5)
-    asked = teach(tmp_path / "teacher", TEXTS, "query", device="cpu")
+    asked = Teacher(tmp_path / "teacher", device="cpu").teach(TEXTS, "query")
     np.testing.assert_allclose(asked.vectors, encoder.encode_query(TEXTS), atol=1e-5)
     assert np.abs(asked.vectors - taught.vectors).max() > 1e-3
     with pytest.raises(ConfigError, match=r"nowhere: cannot be opened as a teacher"):
-        teach(tmp_path / "nowhere", TEXTS, device="cpu")
+        Teacher(tmp_path / "nowhere", device="cpu").teach(TEXTS)
 
 
 def cosines(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from torch.nn import functional as F
 
 from bothways.data import Example
 from bothways.encoder import Encoder
-from bothways.errors import ConfigError
+from bothways.errors import ConfigError, DataError
 from bothways.text import TextIds, check_texts
 from bothways.training.batches import Batch, Order, same_meaning
-from bothways.training.contrastive import graphs_alive
+from bothways.training.contrastive import check_dims, graphs_alive
+from bothways.training.dropout import Dropout, dropout_of
 from bothways.training.gradcache import embed_all, gradcache
 from bothways.training.loop import Cut, Part, Place, train
-from bothways.training.losses import cosine_distance, info_nce, similarity_kl
+from bothways.training.losses import FEWEST_TEXTS, cosine_distance, info_nce, similarity_kl, spread_out
+from bothways.training.objective import at_prefixes
 from bothways.training.rows import data_facts, hold_out, shares_of, tokenise
 from bothways.training.settings import Distil
-from bothways.training.teacher import Side, procrustes, teach, unit
+from bothways.training.teacher import Side, Teacher, procrustes, unit
 
 SAMPLE = 2048
 """Texts that the projection is fitted on."""
@@ -59,8 +62,9 @@ def distil(
             "file of vectors."
         )
     train_items, measured = hold_out(items, held_out, settings)
-    task = _Task(encoder, train_items, measured, settings)
-    return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
+    with dropout_of(encoder.model, settings.dropout) as dropout:
+        task = _Task(encoder, train_items, measured, settings, dropout)
+        return train(task, settings, checkpoint_dir=checkpoint_dir, resume=resume, show_progress=show_progress)
 
 
 class _Task:
@@ -69,12 +73,21 @@ class _Task:
     name = "distil"
 
     def __init__(
-        self, encoder: Encoder, items: Sequence[str | Example], held_out: Sequence[str | Example], settings: Distil
+        self,
+        encoder: Encoder,
+        items: Sequence[str | Example],
+        held_out: Sequence[str | Example],
+        settings: Distil,
+        dropout: Dropout,
     ) -> None:
-        self.encoder, self.settings = encoder, settings
+        check_dims(encoder, settings)
+        self.encoder, self.settings, self.dropout = encoder, settings, dropout
         data = data_facts("distil", items, held_out)
         self.order = Order(shares_of(items), settings.batch_size, settings.seed)
-        self.rows, self.held_out = _Rows(encoder, items, settings), _Rows(encoder, held_out, settings)
+        teacher = Teacher(settings.teacher, device=str(encoder.device))
+        self.rows, self.held_out = (_Rows(encoder, rows, settings, teacher) for rows in (items, held_out))
+        if len(self.rows.columns) * len(items) < FEWEST_TEXTS:
+            raise DataError(f"distil: {len(items)} items are too few to be similar to one another. Give more.")
         self.longest = max(self.rows.longest, self.held_out.longest)
         self.projection: Tensor | None = None
         marks = {"teacher": self.rows.fingerprint, "held_out_teacher": self.held_out.fingerprint}
@@ -86,7 +99,7 @@ class _Task:
         goals = np.concatenate([column.vectors for column in self.rows.columns])[:SAMPLE]
         own, wide = self.encoder.dim, self.rows.dim
         if own == wide or not self.settings.cosine:
-            return f"teacher of {wide} dimensions"
+            return f"{self.dropout}; teacher of {wide} dimensions"
         self.encoder.eval()
         with torch.no_grad():
             student = embed_all(self.encoder, texts, cut, (self.settings.seed,)).float().cpu().numpy()
@@ -94,7 +107,8 @@ class _Task:
         kept = float(np.linalg.norm(unit(goals) @ found) ** 2 / len(goals))
         self.projection = torch.from_numpy(found)
         self.facts = {**self.facts, "projection_keeps": kept}
-        return f"teacher of {wide} dimensions, projected to {own} (keeps {kept:.1%} of its vectors' squared length)"
+        share = f"keeps {kept:.1%} of its vectors' squared length"
+        return f"{self.dropout}; teacher of {wide} dimensions, projected to {own} ({share})"
 
     def parts(self, batch: Batch, place: Place, cut: Cut) -> Iterator[Part]:
         """The loss of the batch, in parts (see `gradcache`)."""
@@ -127,19 +141,30 @@ class _Task:
         return {"loss": loss / count, **({"cosine": cosine / count} if self.settings.cosine else {})}
 
     def _loss(self, vectors: Float[Tensor, "rows dim"], goal: _Goal) -> Float[Tensor, ""]:
-        settings, parts = self.settings, []
+        settings = self.settings
+        # A loss, though of nothing, also of the one or two texts that are left of what is held out.
+        found = vectors.sum() * 0
         if settings.cosine:
-            parts.append(settings.cosine * cosine_distance(vectors, self._projected(goal, vectors)))
-        if settings.similarity:
+            found = found + settings.cosine * cosine_distance(vectors, self._projected(goal, vectors))
+        if settings.similarity or settings.contrastive:
+            found = found + at_prefixes(partial(self._among, goal), vectors, settings.matryoshka)
+        if settings.spread_out:
+            found = found + settings.spread_out * sum(map(spread_out, vectors.split(goal.count)), torch.zeros(()))
+        return found
+
+    def _among(self, goal: _Goal, vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
+        """What is asked of the vectors of a batch among one another, at any width."""
+        settings, found = self.settings, vectors.sum() * 0
+        if settings.similarity and len(vectors) >= FEWEST_TEXTS:
             taught = goal.vectors.to(vectors.device)
             kl = similarity_kl(vectors, taught, temperature=settings.similarity_temperature)
-            parts.append(settings.similarity * kl)
+            found = found + settings.similarity * kl
         if settings.contrastive:
             queries, documents, ignore = vectors[: goal.count], vectors[goal.count :], goal.ignore
             assert ignore is not None
             contrast = info_nce(queries, documents, temperature=settings.temperature, ignore=ignore.to(vectors.device))
-            parts.append(settings.contrastive * contrast)
-        return torch.stack(parts).sum()
+            found = found + settings.contrastive * contrast
+        return found
 
     def _projected(self, goal: _Goal, vectors: Tensor) -> Tensor:
         taught = F.normalize(goal.vectors.to(vectors.device), dim=1)
@@ -165,7 +190,7 @@ class _Column:
 class _Rows:
     """The tokens of some items and the teacher's vectors of them: of texts, or of queries and their positives."""
 
-    def __init__(self, encoder: Encoder, items: Sequence[str | Example], settings: Distil) -> None:
+    def __init__(self, encoder: Encoder, items: Sequence[str | Example], settings: Distil, teacher: Teacher) -> None:
         self.items = items
         examples = [item for item in items if isinstance(item, Example)]
         if settings.contrastive and len(examples) < len(items):
@@ -185,7 +210,7 @@ class _Rows:
             sides = [("text", [item for item in items if isinstance(item, str)], [None] * len(items))]
         for side, texts, instructions in sides if len(items) else ():
             check_texts(texts, "distil")
-            taught = teach(settings.teacher, texts, side, device=str(encoder.device))
+            taught = teacher.teach(texts, side)
             self.columns.append(
                 _Column(tokenise(encoder, texts, instructions, max_length=settings.max_length), taught.vectors)
             )

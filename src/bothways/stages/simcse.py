@@ -13,7 +13,7 @@ from bothways.encoder import Encoder
 from bothways.errors import TrainingError
 from bothways.text import TextIds, check_texts
 from bothways.training.batches import Batch, Order, same_meaning
-from bothways.training.contrastive import contrastive_parts, contrastive_scores
+from bothways.training.contrastive import check_dims, contrastive_parts, contrastive_scores
 from bothways.training.dropout import Dropout, dropout_of
 from bothways.training.gradcache import embed_all
 from bothways.training.loop import Cut, Part, Place, train
@@ -60,6 +60,7 @@ class _Task:
     def __init__(
         self, encoder: Encoder, texts: Sequence[str], held_out: Sequence[str], settings: SimCSE, dropout: Dropout
     ) -> None:
+        check_dims(encoder, settings)
         self.encoder, self.settings, self.dropout = encoder, settings, dropout
         self.texts, self.held_out, self.objective = texts, held_out, objective(settings)
         self.facts: Mapping[str, Any] = {"data": data_facts("simcse", texts, held_out)}

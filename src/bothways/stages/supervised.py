@@ -17,7 +17,7 @@ from bothways.encoder import Encoder
 from bothways.errors import ConfigError, DataError
 from bothways.text import TextIds, check_texts
 from bothways.training.batches import Batch, Order, numbered, same_meaning
-from bothways.training.contrastive import contrastive_parts, contrastive_scores
+from bothways.training.contrastive import check_dims, contrastive_parts, contrastive_scores
 from bothways.training.dropout import Dropout, dropout_of
 from bothways.training.loop import Cut, Part, Place, train
 from bothways.training.losses import LearnableTemperature
@@ -79,6 +79,7 @@ class _Task:
         dropout: Dropout,
         learnt: LearnableTemperature | None = None,
     ) -> None:
+        check_dims(encoder, settings)
         self.encoder, self.settings, self.dropout = encoder, settings, dropout
         self.facts: Mapping[str, Any] = {"data": data_facts("supervised", examples, held_out)}
         self.train, self.held_out = _Rows(encoder, examples, settings), _Rows(encoder, held_out, settings)

@@ -11,11 +11,22 @@ from scipy.stats import spearmanr
 from torch.nn import functional as F
 
 from bothways.encoder import Encoder
+from bothways.errors import ConfigError
 from bothways.training.gradcache import embed_all, gradcache
 from bothways.training.objective import Objective, Pairs
 from bothways.training.processes import Place
 from bothways.training.settings import Contrastive
 from bothways.training.task import Cut, Part
+
+
+def check_dims(encoder: Encoder, settings: Contrastive) -> None:
+    """Raises ConfigError for a number of first dimensions that the encoder's vectors do not have."""
+    for dim in settings.matryoshka:
+        if dim >= encoder.dim:
+            raise ConfigError(
+                f"{type(settings).__name__}(matryoshka={settings.matryoshka}): {dim}, but the vectors of this encoder "
+                f"have {encoder.dim} dimensions, which are trained anyway. Use numbers below that."
+            )
 
 
 def graphs_alive(settings: Contrastive) -> float:

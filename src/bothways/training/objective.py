@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -64,8 +65,7 @@ class Objective:
 
     def __call__(self, pairs: Pairs, vectors: Float[Tensor, "rows dim"]) -> Float[Tensor, ""]:
         """The loss of the vectors of `pairs.rows`."""
-        loss = partial(self._loss, pairs)
-        found = matryoshka(loss, vectors, (*self.dims, vectors.shape[1])) if self.dims else loss(vectors)
+        found = at_prefixes(partial(self._loss, pairs), vectors, self.dims)
         if not self.spread:
             return found
         count = len(pairs.queries)
@@ -93,7 +93,16 @@ class Objective:
         scores = torch.tensor(pairs.scores, device=device)
         if self.kind == "cosent":
             return cosent(queries, documents[:count], scores, temperature=temperature)
+        if not self.in_batch:
+            ignore = pairs.apart(count).ignore.to(device)
         return bixse(queries, documents, scores, temperature=temperature, bias=self.bias, ignore=ignore)
+
+
+def at_prefixes(
+    loss: Callable[[Tensor], Tensor], vectors: Float[Tensor, "rows dim"], dims: Sequence[int]
+) -> Float[Tensor, ""]:
+    """The loss of all columns and, summed with it, of the first `dims` of them each."""
+    return matryoshka(loss, vectors, (*dims, vectors.shape[1])) if dims else loss(vectors)
 
 
 def objective(

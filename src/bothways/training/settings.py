@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from bothways.errors import ConfigError
+from bothways.training.checks import inside, one_of, whole, within
 
 Schedule = Literal["cosine", "linear", "constant", "wsd"]
 CheckpointingWish = Literal["auto", "on", "off"]
@@ -82,34 +82,34 @@ class Training:
     """Decides the order of the data, the masks, dropout and the adapters' start."""
 
     def __post_init__(self) -> None:
-        _whole(self, "steps", low=1)
-        _whole(self, "batch_size", low=1)
+        whole(self, "steps", low=1)
+        whole(self, "batch_size", low=1)
         if self.tokens_per_batch is not None:
-            _whole(self, "tokens_per_batch", low=1)
-        _within(self, "learning_rate", low=0.0, open_low=True)
-        _within(self, "warm_up", low=0.0, high=1.0)
-        _within(self, "decay", low=0.0, high=1.0)
+            whole(self, "tokens_per_batch", low=1)
+        within(self, "learning_rate", low=0.0, open_low=True)
+        within(self, "warm_up", low=0.0, high=1.0)
+        within(self, "decay", low=0.0, high=1.0)
         if self.schedule == "wsd" and self.warm_up + self.decay > 1:
             raise ConfigError(
                 f'{type(self).__name__}(schedule="wsd", warm_up={self.warm_up:g}, decay={self.decay:g}): expected '
                 "warm_up + decay <= 1."
             )
-        _within(self, "weight_decay", low=0.0)
-        _within(self, "ema_decay", low=0.0, high=1.0, open_high=True)
-        _within(self, "max_grad_norm", low=0.0)
-        _whole(self, "lora_r", low=1)
-        _whole(self, "lora_alpha", low=1)
-        _within(self, "lora_dropout", low=0.0, high=1.0, open_high=True)
-        _whole(self, "held_out_items", low=0)
-        _whole(self, "evaluate_every", low=0)
-        _whole(self, "save_every", low=0)
-        _whole(self, "seed", low=0)
+        within(self, "weight_decay", low=0.0)
+        within(self, "ema_decay", low=0.0, high=1.0, open_high=True)
+        within(self, "max_grad_norm", low=0.0)
+        whole(self, "lora_r", low=1)
+        whole(self, "lora_alpha", low=1)
+        within(self, "lora_dropout", low=0.0, high=1.0, open_high=True)
+        whole(self, "held_out_items", low=0)
+        whole(self, "evaluate_every", low=0)
+        whole(self, "save_every", low=0)
+        whole(self, "seed", low=0)
         if self.max_length is not None:
-            _whole(self, "max_length", low=1)
-        _one_of(self, "schedule", ("cosine", "linear", "constant", "wsd"))
-        _one_of(self, "tune", ("lora", "dora", "qlora", "full"))
-        _one_of(self, "precision", ("auto", "fp32", "bf16"))
-        _one_of(self, "gradient_checkpointing", ("auto", "on", "off"))
+            whole(self, "max_length", low=1)
+        one_of(self, "schedule", ("cosine", "linear", "constant", "wsd"))
+        one_of(self, "tune", ("lora", "dora", "qlora", "full"))
+        one_of(self, "precision", ("auto", "fp32", "bf16"))
+        one_of(self, "gradient_checkpointing", ("auto", "on", "off"))
         for name in self.trackers:
             if name not in TRACKERS:
                 known = ", ".join(f'"{item}"' for item in TRACKERS)
@@ -159,16 +159,16 @@ class MNTP(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _within(self, "mask_rate", low=0.0, high=1.0, open_low=True, open_high=True)
+        within(self, "mask_rate", low=0.0, high=1.0, open_low=True, open_high=True)
         if self.mask_rate_end is not None:
-            _within(self, "mask_rate_end", low=0.0, high=1.0, open_low=True, open_high=True)
-        _one_of(self, "mask_schedule", ("fixed", "linear", "uniform"))
+            within(self, "mask_rate_end", low=0.0, high=1.0, open_low=True, open_high=True)
+        one_of(self, "mask_schedule", ("fixed", "linear", "uniform"))
         for rate in self.held_out_rates:
-            _inside(self, "held_out_rates", rate, low=0.0, high=1.0, open_low=True, open_high=True)
-        _within(self, "merge_back", low=0.0, high=1.0, open_high=True)
-        _one_of(self, "mask_scheme", ("bert", "all"))
+            inside(self, "held_out_rates", rate, low=0.0, high=1.0, open_low=True, open_high=True)
+        within(self, "merge_back", low=0.0, high=1.0, open_high=True)
+        one_of(self, "mask_scheme", ("bert", "all"))
         if self.block_size is not None:
-            _whole(self, "block_size", low=2)
+            whole(self, "block_size", low=2)
         if (self.mask_schedule == "linear") != (self.mask_rate_end is not None):
             raise ConfigError(
                 f'MNTP(mask_schedule="{self.mask_schedule}", mask_rate_end={self.mask_rate_end}): mask_rate_end goes '
@@ -185,7 +185,7 @@ class MNTP(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Training):
-    """What the two contrastive stages share."""
+    """What the stages share that learn from batches of vectors."""
 
     temperature: float = 0.05
     """Cosine similarities are divided by it; smaller is sharper."""
@@ -201,15 +201,15 @@ class Contrastive(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _within(self, "temperature", low=0.0, open_low=True)
-        _within(self, "spread_out", low=0.0)
+        within(self, "temperature", low=0.0, open_low=True)
+        within(self, "spread_out", low=0.0)
         for dim in self.matryoshka:
             if not isinstance(dim, int) or isinstance(dim, bool) or dim < 1:
                 raise ConfigError(
                     f"{type(self).__name__}(matryoshka={self.matryoshka!r}): expected whole numbers above 0."
                 )
         if self.dropout is not None:
-            _within(self, "dropout", low=0.0, high=1.0, open_high=True)
+            within(self, "dropout", low=0.0, high=1.0, open_high=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,7 @@ class SimCSE(Contrastive):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.embedding_dropout is not None:
-            _within(self, "embedding_dropout", low=0.0, high=1.0, open_high=True)
+            within(self, "embedding_dropout", low=0.0, high=1.0, open_high=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,10 +261,15 @@ class Distil(Contrastive):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("cosine", "similarity", "contrastive"):
-            _within(self, name, low=0.0)
-        _within(self, "similarity_temperature", low=0.0, open_low=True)
+            within(self, name, low=0.0)
+        within(self, "similarity_temperature", low=0.0, open_low=True)
         if not (self.cosine or self.similarity):
             raise ConfigError("Distil(cosine=0, similarity=0): nothing is learnt from the teacher. Raise one of them.")
+        if self.matryoshka and not (self.similarity or self.contrastive):
+            raise ConfigError(
+                f"Distil(matryoshka={self.matryoshka}, similarity=0, contrastive=0): first dimensions learn "
+                "similarities, since a teacher has no vector of that width. Raise one of the two."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +291,8 @@ class Supervised(Contrastive):
     """Train the temperature too, from `temperature` on; where a data set has one of its own, that stays."""
     directions: tuple[str, ...] = ("q->d",)
     """Who is told apart from whom: queries from documents (q->d, always), documents from queries (d->q), and in the
-    same comparison queries from queries (q->q) and documents from documents (d->d)."""
+    same comparison queries from queries (q->q) and documents from documents (d->d). A source with in_batch=false has
+    q->d alone."""
     margin: float | None = None
     """What is more similar to a query than its positive by more than this (in cosines) is no negative; None: all."""
     graded_loss: GradedLoss = "cosent"
@@ -302,11 +308,11 @@ class Supervised(Contrastive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _whole(self, "negatives", low=0)
-        _one_of(self, "graded_loss", ("cosent", "bixse"))
-        _within(self, "bias", low=-1000.0, high=1000.0)
+        whole(self, "negatives", low=0)
+        one_of(self, "graded_loss", ("cosent", "bixse"))
+        within(self, "bias", low=-1000.0, high=1000.0)
         if self.margin is not None:
-            _within(self, "margin", low=-2.0, high=2.0)
+            within(self, "margin", low=-2.0, high=2.0)
         for name in self.directions:
             if name not in DIRECTIONS:
                 known = ", ".join(f'"{item}"' for item in DIRECTIONS)
@@ -318,42 +324,5 @@ class Supervised(Contrastive):
                 f"Supervised(learn_temperature=True, temperature={self.temperature:g}): a temperature that is learnt "
                 f"stays at or above {LOWEST_TEMPERATURE:g}. Start there or higher."
             )
-        _one_of(self, "batching", ("homogeneous", "mixed"))
-        _within(self, "size_exponent", low=0.0, high=1.0)
-
-
-def _within(
-    settings: object,
-    name: str,
-    *,
-    low: float,
-    high: float = math.inf,
-    open_low: bool = False,
-    open_high: bool = False,
-) -> None:
-    value = getattr(settings, name)
-    _inside(settings, name, value, low=low, high=high, open_low=open_low, open_high=open_high)
-
-
-def _inside(
-    settings: object, name: str, value: Any, *, low: float, high: float, open_low: bool = False, open_high: bool = False
-) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if number and (low < value if open_low else low <= value) and (value < high if open_high else value <= high):
-        return
-    left = f"{low:g} {'<' if open_low else '<='} "
-    right = "" if high == math.inf else f" {'<' if open_high else '<='} {high:g}"
-    raise ConfigError(f"{type(settings).__name__}({name}={value!r}): expected {left}{name}{right}.")
-
-
-def _whole(settings: object, name: str, *, low: int) -> None:
-    value = getattr(settings, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ConfigError(f"{type(settings).__name__}({name}={value!r}): expected a whole number, {low} <= {name}.")
-
-
-def _one_of(settings: object, name: str, allowed: Collection[str]) -> None:
-    value = getattr(settings, name)
-    if value not in allowed:
-        known = ", ".join(f'"{item}"' for item in allowed)
-        raise ConfigError(f"{type(settings).__name__}({name}={value!r}): expected one of {known}.")
+        one_of(self, "batching", ("homogeneous", "mixed"))
+        within(self, "size_exponent", low=0.0, high=1.0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,25 +29,38 @@ class Taught:
     fingerprint: str
 
 
-def teach(teacher: str | Path, texts: Sequence[str], side: Side = "text", *, device: str | None = None) -> Taught:
-    """The teacher's vectors of `texts`, float32, in their order; equal texts are computed once.
+class Teacher:
+    """Texts -> vectors; opened once for all texts of a stage.
 
-    `teacher` is a `.parquet` file with the columns "text" and "vector", or a folder (or hub id) of
-    sentence-transformers, whose own prompts for queries and documents are used. Raises DataError for a text without a
-    stored vector, ConfigError for a teacher that is not there.
+    It is a `.parquet` file with the columns "text" and "vector", or a folder (or hub id) of sentence-transformers,
+    whose own prompts for queries and documents are used. Raises ConfigError for a teacher that is not there.
     """
-    distinct = list(dict.fromkeys(texts))
-    found = (
-        _stored(Path(teacher), distinct)
-        if str(teacher).endswith(".parquet")
-        else _model(teacher, distinct, side, device)
-    )
-    if not np.isfinite(found).all():
-        bad = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
-        raise DataError(f"{teacher}: its vector of {_shown(distinct[bad])} is not finite.")
-    place = {text: number for number, text in enumerate(distinct)}
-    vectors = found[[place[text] for text in texts]]
-    return Taught(vectors, hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest())
+
+    def __init__(self, name: str | Path, *, device: str | None = None) -> None:
+        self.name = name
+        path = Path(name)
+        if str(name).endswith(".parquet"):
+            if not path.is_file():
+                raise ConfigError(
+                    f"{path}: no such file. Name a .parquet file of vectors, or a folder of sentence-transformers."
+                )
+            self._vectors: Callable[[list[str], Side], NDArray[np.float32]] = partial(_stored, path)
+        else:
+            self._vectors = partial(_computed, _opened(name, device))
+
+    def teach(self, texts: Sequence[str], side: Side = "text") -> Taught:
+        """The vectors of `texts`, float32, in their order; equal texts are computed once.
+
+        Raises DataError for a text without a stored vector, or a vector that is not finite.
+        """
+        distinct = list(dict.fromkeys(texts))
+        found = self._vectors(distinct, side)
+        if not np.isfinite(found).all():
+            bad = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
+            raise DataError(f"{self.name}: its vector of {_shown(distinct[bad])} is not finite.")
+        place = {text: number for number, text in enumerate(distinct)}
+        vectors = found[[place[text] for text in texts]]
+        return Taught(vectors, hashlib.sha256(np.ascontiguousarray(vectors).tobytes()).hexdigest())
 
 
 def procrustes(
@@ -68,7 +82,7 @@ def unit(vectors: Float[np.ndarray, "texts dim"]) -> Float[np.ndarray, "texts di
     return found
 
 
-def _model(teacher: str | Path, texts: list[str], side: Side, device: str | None) -> NDArray[np.float32]:
+def _opened(teacher: str | Path, device: str | None) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
@@ -77,24 +91,24 @@ def _model(teacher: str | Path, texts: list[str], side: Side, device: str | None
             "pip install 'bothways[eval]', or give stored vectors (a .parquet file)."
         ) from None
     try:
-        model: Any = SentenceTransformer(str(teacher), device=device)
+        return SentenceTransformer(str(teacher), device=device)
     except (OSError, ValueError) as problem:
         raise ConfigError(
             f"{teacher}: cannot be opened as a teacher ({str(problem).splitlines()[0]}). Name a folder of "
             "sentence-transformers, or a .parquet file of vectors."
         ) from None
+
+
+def _computed(model: Any, texts: list[str], side: Side) -> NDArray[np.float32]:
     encode = {"text": model.encode, "query": model.encode_query, "document": model.encode_document}[side]
     return np.asarray(encode(texts, convert_to_numpy=True, show_progress_bar=False), dtype=np.float32)
 
 
-def _stored(path: Path, texts: list[str]) -> NDArray[np.float32]:
+def _stored(path: Path, texts: list[str], side: Side) -> NDArray[np.float32]:
+    """A text has one vector, whichever side it is on."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such file. Name a .parquet file of vectors, or a folder of sentence-transformers."
-        )
     place = {text: number for number, text in enumerate(texts)}
     vectors: NDArray[np.float32] | None = None
     there = np.zeros(len(texts), dtype=bool)

@@ -45,7 +45,7 @@ def leaf(rows: int, dim: int) -> Tensor:
     return torch.randn(rows, dim, dtype=torch.float64, requires_grad=True)
 
 
-def same_value_and_gradient(ours: Tensor, other: Tensor, leaves: Sequence[Tensor], within: float = 1e-9) -> None:
+def assert_same_value_and_gradient(ours: Tensor, other: Tensor, leaves: Sequence[Tensor], within: float = 1e-9) -> None:
     """Both numbers, and what both send back to the leaves, agree to `within`."""
     torch.testing.assert_close(ours, other, rtol=within, atol=within)
     wanted = torch.autograd.grad(other, leaves)

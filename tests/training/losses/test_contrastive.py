@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from beside import cosine, leaf, same_value_and_gradient, theirs
+from beside import assert_same_value_and_gradient, cosine, leaf, theirs
 from sentence_transformers.sentence_transformer import losses as peers
 from torch import Tensor
 
@@ -130,7 +130,7 @@ def test_one_softmax_is_sentence_transformers_joint_partition(directions: tuple[
     owner = torch.arange(5).repeat(1 + negatives)
     joint = "d->q" in directions
     ours = info_nce(queries, torch.cat(columns), temperature=1 / 8, directions=directions, joint=joint, owner=owner)
-    same_value_and_gradient(ours, other, [queries, *columns])
+    assert_same_value_and_gradient(ours, other, [queries, *columns])
 
 
 def test_both_ways_is_sentence_transformers_symmetric_loss() -> None:
@@ -138,7 +138,7 @@ def test_both_ways_is_sentence_transformers_symmetric_loss() -> None:
     options = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction", "scale": 20.0}
     other = theirs(lambda model: peers.MultipleNegativesRankingLoss(model, **options), columns)
     ours = info_nce(columns[0], torch.cat(columns[1:]), temperature=0.05, directions=("q->d", "d->q"))
-    same_value_and_gradient(ours, other, columns)
+    assert_same_value_and_gradient(ours, other, columns)
 
 
 @pytest.mark.parametrize("margin", [-0.3, 0.0, 0.3])
@@ -154,7 +154,7 @@ def test_a_margin_is_gistembed_with_the_model_as_its_guide(margin: float) -> Non
     # Theirs lets a query be a negative of itself unless the margin forbids it: 1 is above every positive here.
     highest = max(cosine(one, other) for one, other in zip(*columns[:2], strict=True))
     assert highest + margin < 1
-    same_value_and_gradient(ours, other, columns, within=1e-6)
+    assert_same_value_and_gradient(ours, other, columns, within=1e-6)
 
 
 @pytest.mark.parametrize("joint", [False, True])

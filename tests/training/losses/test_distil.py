@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from beside import cosine, leaf, same_value_and_gradient, theirs
+from beside import assert_same_value_and_gradient, cosine, leaf, theirs
 from sentence_transformers.sentence_transformer import losses as peers
 from sentence_transformers.util import pairwise_cos_sim
 from torch import Tensor
@@ -42,14 +42,14 @@ def test_cosine_distance_by_hand() -> None:
 def test_cosine_distance_is_sentence_transformers() -> None:
     student, teacher = leaf(7, 3), torch.randn(7, 3, dtype=torch.float64)
     other = theirs(lambda model: peers.EmbedDistillLoss(model, distance_metric="cosine"), [student], teacher)
-    same_value_and_gradient(cosine_distance(student, teacher), other, [student])
+    assert_same_value_and_gradient(cosine_distance(student, teacher), other, [student])
 
 
 def test_cosine_distance_is_their_squared_error_of_unit_vectors() -> None:
     student, teacher = leaf(7, 3), torch.randn(7, 3, dtype=torch.float64)
     units = [torch.nn.functional.normalize(vectors, dim=1) for vectors in (student, teacher)]
     other = theirs(peers.MSELoss, units[:1], units[1])
-    same_value_and_gradient(cosine_distance(student, teacher), other * 3 / 2, [student])
+    assert_same_value_and_gradient(cosine_distance(student, teacher), other * 3 / 2, [student])
 
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
@@ -77,7 +77,7 @@ def test_similarity_kl_is_sentence_transformers_of_each_text_with_the_others(tem
     scores = torch.stack([pairwise_cos_sim(teacher, teacher.roll(-k, dims=0)) for k in range(1, 7)], dim=1)
     make = partial(peers.DistillKLDivLoss, similarity_fct=pairwise_cos_sim, temperature=temperature)
     other = theirs(make, turns, scores) / temperature**2
-    same_value_and_gradient(similarity_kl(student, teacher, temperature=temperature), other, [student])
+    assert_same_value_and_gradient(similarity_kl(student, teacher, temperature=temperature), other, [student])
 
 
 def test_a_student_that_turns_and_stretches_the_teachers_space_has_nothing_left_to_learn() -> None:

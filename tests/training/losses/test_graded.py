@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from beside import cosine, leaf, same_value_and_gradient, theirs
+from beside import assert_same_value_and_gradient, cosine, leaf, theirs
 from sentence_transformers.sentence_transformer import losses as peers
 from torch import Tensor
 
@@ -57,7 +57,7 @@ def test_cosent_by_hand() -> None:
 def test_cosent_is_sentence_transformers() -> None:
     left, right = leaf(7, 3), leaf(7, 3)
     other = theirs(lambda model: peers.CoSENTLoss(model, scale=20.0), [left, right], GRADES)
-    same_value_and_gradient(cosent(left, right, GRADES, temperature=1 / 20), other, [left, right])
+    assert_same_value_and_gradient(cosent(left, right, GRADES, temperature=1 / 20), other, [left, right])
 
 
 def test_of_equal_scores_cosent_learns_nothing() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from beside import cosine, leaf, same_value_and_gradient, theirs
+from beside import assert_same_value_and_gradient, cosine, leaf, theirs
 from sentence_transformers.sentence_transformer import losses as peers
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,7 +48,7 @@ def test_matryoshka_is_sentence_transformers() -> None:
         return peers.MatryoshkaLoss(model, inner, dims, weights)
 
     ours = matryoshka(pairs_loss, torch.cat(columns), dims, weights)
-    same_value_and_gradient(ours, theirs(wrapped, columns), columns)
+    assert_same_value_and_gradient(ours, theirs(wrapped, columns), columns)
 
 
 def test_matryoshka_of_graded_pairs_is_sentence_transformers() -> None:
@@ -59,7 +59,7 @@ def test_matryoshka_of_graded_pairs_is_sentence_transformers() -> None:
 
     other = theirs(wrapped, columns, GRADES)
     ours = matryoshka(lambda rows: cosent(rows[:5], rows[5:], GRADES, temperature=0.05), torch.cat(columns), [2, 11])
-    same_value_and_gradient(ours, other, columns)
+    assert_same_value_and_gradient(ours, other, columns)
 
 
 def test_columns_beyond_every_dim_get_no_gradient() -> None:
@@ -108,7 +108,7 @@ def test_spread_out_is_the_second_moment_of_sentence_transformers() -> None:
     )["gor_second_moment"]
     values = [spread_out(column) for column in leaning]
     assert min(value.item() for value in values) > 1 / 5
-    same_value_and_gradient(sum(values) - 2 / 5, other, columns)
+    assert_same_value_and_gradient(sum(values) - 2 / 5, other, columns)
 
 
 def test_spread_out_of_even_directions_is_one_by_the_width() -> None:
