@@ -28,7 +28,7 @@ STORED = {
     "binary": pa.int8(),
     "ubinary": pa.uint8(),
 }
-"""Precision of a vector -> the type of its numbers in Parquet; of "binary" and "ubinary" each number holds 8 of them."""
+"""Precision of a vector -> the type of its numbers in Parquet. Of "binary" and "ubinary" each holds 8 of them."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def vectors_of(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
 
 
 def tables(folder: str | Path, manifest: Manifest, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The parts of a folder, one after the other, `columns` of them or all. Raises DataError for one that is missing."""
+    """The parts of a folder one by one, some `columns` of them or all. Raises DataError for one that is missing."""
     for part in manifest.parts:
         path = Path(folder) / part.file
         if not path.is_file():
