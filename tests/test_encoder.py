@@ -30,14 +30,14 @@ def encoder(tiny_llama_folder: Path) -> Encoder:
 @given(
     numbers=st.lists(st.integers(0, 39), min_size=2, max_size=7),
     order=st.randoms(use_true_random=False),
-    batch_size=st.integers(1, 7),
+    tokens=st.integers(1, 700),
 )
 def test_batching_and_order_never_change_a_vector(
-    encoder: Encoder, real_texts: Sequence[str], numbers: list[int], order: random.Random, batch_size: int
+    encoder: Encoder, real_texts: Sequence[str], numbers: list[int], order: random.Random, tokens: int
 ) -> None:
     alone = {number: encoder.encode(real_texts[number]) for number in numbers}
     shuffled = order.sample(numbers, len(numbers))
-    together = encoder.encode([real_texts[number] for number in shuffled], batch_size=batch_size)
+    together = encoder.encode([real_texts[number] for number in shuffled], tokens_per_batch=tokens)
     np.testing.assert_allclose(together, np.stack([alone[number] for number in shuffled]), rtol=0, atol=1e-5)
 
 
@@ -102,8 +102,8 @@ def test_what_is_no_text_is_named(encoder: Encoder) -> None:
         encoder.encode(["a", None])
     with pytest.raises(DataError, match="2 instructions for 1 texts"):
         encoder.encode(["a"], instruction=["b", "c"])
-    with pytest.raises(ConfigError, match="batch_size=0"):
-        encoder.encode(["a"], batch_size=0)
+    with pytest.raises(ConfigError, match="tokens_per_batch=0"):
+        encoder.encode(["a"], tokens_per_batch=0)
 
 
 def test_one_instruction_for_all_or_one_for_each(encoder: Encoder) -> None:

@@ -97,7 +97,7 @@ def check_vectors(
     kind = "noinst" if instructions is None else "inst"
     if mode == "eos_token":
         texts = [text.rstrip() + " </s>" for text in texts]
-    found = encoder.encode(texts, instruction=instructions, batch_size=4)
+    found = encoder.encode(texts, instruction=instructions, tokens_per_batch=64)
     expected = golden["arrays"][f"enc_{mode}_skip{skip}_{kind}"]
     same = np.abs(found - expected).max(axis=1) <= 1e-5
     off_by_one = mode in ("mean", "weighted_mean") and skip and kind == "inst"
@@ -120,7 +120,7 @@ def test_truncation(golden: dict[str, Any]) -> None:
     encoder = convert(golden["folder"], normalize=False, pool_over="text", max_length=64)
     texts, instructions = inputs(golden, "inst")
     texts = [shortened(encoder, text, 40) for text in texts]
-    found = encoder.encode(texts, instruction=instructions, batch_size=4)
+    found = encoder.encode(texts, instruction=instructions, tokens_per_batch=64)
     difference = np.abs(found - golden["arrays"]["enc_mean_trunc64_40_inst"]).max(axis=1)
     assert (difference <= 1e-5).tolist() == [
         number not in (min(SEAM), CUT_WITH_INSTRUCTION) for number in range(len(texts))

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways import artefact, loading, stock
+from bothways import artefact, encoding, loading, stock
 from bothways import text as texts_room
 from bothways.artefact import Adapter
 from bothways.bidirectional.attention import says_bidirectional
+from bothways.encoding import Ask, Asked
 from bothways.errors import ConfigError, DataError
 from bothways.folders import new_folder
 from bothways.head import Head
 from bothways.opening import opened
-from bothways.packing import Rows, token_states
+from bothways.packing import Packing, Rows, packing, token_states
 from bothways.pooling import pool
 from bothways.provenance import EncoderSettings, Record
 from bothways.text import Features, TextIds
@@ -58,6 +57,8 @@ class Encoder(nn.Module):
         self.settings = settings
         self.record = record
         self.adapter: Adapter | None = None
+        self._packings: dict[tuple[str, torch.dtype, torch.device], Packing] = {}
+        """What `packing` has measured, by attention implementation, number format and device."""
 
     @classmethod
     def from_pretrained(
@@ -104,12 +105,16 @@ class Encoder(nn.Module):
         `settings.instruction_template`. Raises DataError for a text that is no string.
         """
         checked = texts_room.check_texts(texts, "tokenise")
-        template = self.settings.instruction_template
-        return self._tokenise(
-            checked, [texts_room.wrap(template, i) if i else ("", "") for i in _each(instruction, len(checked))]
-        )
+        return self.rows(checked, self._around(instruction, len(checked)))
 
-    def _tokenise(self, texts: Sequence[str], around: Sequence[tuple[str, str]]) -> list[TextIds]:
+    def _around(self, instruction: Instructions, count: int) -> list[tuple[str, str]]:
+        template = self.settings.instruction_template
+        return [texts_room.wrap(template, i) if i else ("", "") for i in _each(instruction, count)]
+
+    def rows(
+        self, texts: Sequence[str], around: Sequence[tuple[str, str]], *, with_spans: bool = False
+    ) -> list[TextIds]:
+        """Ids and pooled tokens of texts with what stands before and after each, see `text.tokenise`."""
         tokenizer = self.tokenizer
         stand_in = next(
             i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None
@@ -121,7 +126,14 @@ class Encoder(nn.Module):
             max_length=self.settings.max_length,
             pool_over=self.settings.pool_over,
             stand_in=stand_in,
+            with_spans=with_spans,
         )
+
+    def pieces(self, text: str, around: tuple[str, str], *, with_spans: bool = False) -> list[tuple[int, TextIds]]:
+        """A text in pieces of at most `settings.max_length` tokens: the first character of each, and its ids."""
+        cut = texts_room.pieces(self.tokenizer, text, around, self.settings.max_length)
+        starts, parts = zip(*cut, strict=True)
+        return list(zip(starts, self.rows(parts, [around] * len(parts), with_spans=with_spans), strict=True))
 
     def collate(self, rows: Sequence[TextIds]) -> Features:
         """One right-padded batch on the encoder's device."""
@@ -145,9 +157,23 @@ class Encoder(nn.Module):
         states = self.token_states([row.ids for row in rows])
         # The last states alone are padded, to be pooled by the one code that pools.
         hidden = nn.utils.rnn.pad_sequence(states.split([len(row) for row in rows]), batch_first=True)
-        return self._pooled(hidden, self.collate(rows).pool_mask)
+        return self.pooled(hidden, self.collate(rows).pool_mask)
 
-    def _pooled(self, hidden: Tensor, pool_mask: Tensor) -> Tensor:
+    def packing(self) -> AbstractContextManager[Packing]:
+        """Within it `token_states` packs rows, if the model was measured to compute that exactly; it is, once."""
+        key = (str(self.model.config._attn_implementation), self.dtype, self.device)
+        return self._packing(key)
+
+    @contextmanager
+    def _packing(self, key: tuple[str, torch.dtype, torch.device]) -> Iterator[Packing]:
+        with packing(self.model, self._packings.get(key)) as found:
+            self._packings.setdefault(key, found)
+            yield found
+
+    def pooled(
+        self, hidden: Float[Tensor, "batch tokens dim"], pool_mask: Bool[Tensor, "batch tokens"]
+    ) -> Float[Tensor, "batch dim"]:
+        """One vector per row over the tokens of the mask, float32; unit length if `settings.normalize`."""
         vectors = pool(hidden, pool_mask, self.settings.pooling)
         return F.normalize(vectors, dim=-1) if self.settings.normalize else vectors
 
@@ -168,75 +194,75 @@ class Encoder(nn.Module):
             features = self.collate(self.tokenise(texts, instruction))
         if not len(features.input_ids):
             return torch.zeros((0, self.dim), device=self.device)
-        return self._pooled(self.hidden_states(features), features.pool_mask)
+        return self.pooled(self.hidden_states(features), features.pool_mask)
 
     def encode(
         self,
         texts: str | Sequence[str],
         *,
         instruction: Instructions = None,
-        batch_size: int = 32,
-        show_progress: bool = False,
-    ) -> NDArray[np.float32]:
+        as_tensor: bool = False,
+        **ask: Unpack[Ask],
+    ) -> Any:
         """Vectors of texts: float32, shape (dim,) for one string, (n, dim) for a list, (0, dim) for an empty one.
 
-        A text longer than `settings.max_length` tokens is cut at its end, with a warning that counts them. The empty
-        text has the vector of its special tokens. Neither batch size nor order changes a vector beyond rounding.
-        Raises DataError naming the first item that is no string, ConfigError for an instruction that leaves no room.
+        `instruction` is one for all texts or one (or None) for each. `as_tensor` gives a tensor on the encoder's
+        device instead of a numpy array. Further:
+
+        - `tokens_per_batch`: tokens that go through the model at once; None: what is fast on the device;
+        - `truncate_dim`: only so many of the first numbers, of unit length again (Matryoshka);
+        - `precision`: float32, float16, int8, uint8, binary or ubinary, see `encoding.quantise`;
+        - `output`: "text", or "token" for a list of `TokenVectors` (ids, spans in the text, vectors) instead;
+        - `overflow`: a text longer than `settings.max_length` tokens is cut at its end ("truncate", the default),
+          computed in pieces of that length and pooled over all of them ("chunk"), each with a warning that counts
+          such texts, or refused ("error", DataError);
+        - `show_progress`: a bar on stderr.
+
+        The empty text has the vector of its special tokens. Equal texts are computed once. Neither the order of texts
+        nor what is computed together changes a vector beyond rounding. Raises DataError naming the first item that is
+        no string, ConfigError for what cannot be asked, or an instruction that leaves no room.
         """
-        if isinstance(texts, str):
-            return self.encode(
-                [texts], instruction=instruction, batch_size=batch_size, show_progress=show_progress
-            ).reshape(self.dim)
-        checked = texts_room.check_texts(texts, "encode")
-        return self._encode(self.tokenise(checked, instruction), batch_size, show_progress)
+        asked = Asked.of("encode", ask)
+        checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, "encode")
+        return self._encode(texts, checked, self._around(instruction, len(checked)), asked, as_tensor)
 
-    def encode_query(
-        self, texts: str | Sequence[str], *, batch_size: int = 32, show_progress: bool = False
-    ) -> NDArray[np.float32]:
+    def encode_query(self, texts: str | Sequence[str], *, as_tensor: bool = False, **ask: Unpack[Ask]) -> Any:
         """`encode` with the stored prompt "query" in front, if there is one."""
-        return self._encode_prompted("query", texts, batch_size, show_progress)
+        return self._encode_prompted("query", texts, as_tensor, ask)
 
-    def encode_document(
-        self, texts: str | Sequence[str], *, batch_size: int = 32, show_progress: bool = False
-    ) -> NDArray[np.float32]:
+    def encode_document(self, texts: str | Sequence[str], *, as_tensor: bool = False, **ask: Unpack[Ask]) -> Any:
         """`encode` with the stored prompt "document" in front, if there is one."""
-        return self._encode_prompted("document", texts, batch_size, show_progress)
+        return self._encode_prompted("document", texts, as_tensor, ask)
 
-    def _encode_prompted(
-        self, name: str, texts: str | Sequence[str], batch_size: int, show_progress: bool
-    ) -> NDArray[np.float32]:
-        checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, f"encode_{name}")
+    def _encode_prompted(self, name: str, texts: str | Sequence[str], as_tensor: bool, ask: Mapping[str, Any]) -> Any:
+        call = f"encode_{name}"
+        asked = Asked.of(call, ask)
+        checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, call)
         prompt = self.settings.prompts.get(name, "")
         # A space at the prompt's end goes into the text's first token, or is one of its own there: the same start for
         # every text, as stock code has it, which counts the tokens of the prompt alone.
         before = prompt.rstrip()
-        spaced = [prompt[len(before) :] + text for text in checked]
-        vectors = self._encode(self._tokenise(spaced, [(before, "")] * len(checked)), batch_size, show_progress)
-        return vectors.reshape(self.dim) if isinstance(texts, str) else vectors
+        space = prompt[len(before) :]
+        spaced = [space + text for text in checked] if space else checked
+        return self._encode(texts, spaced, [(before, "")] * len(checked), asked, as_tensor)
 
-    @torch.no_grad()
-    def _encode(self, rows: list[TextIds], batch_size: int, show_progress: bool) -> NDArray[np.float32]:
-        if batch_size < 1:
-            raise ConfigError(f"encode: batch_size={batch_size}, expected at least 1.")
-        cut = sum(row.cut for row in rows)
-        if cut:
-            warnings.warn(
-                f"{cut} of {len(rows)} texts have more than max_length={self.settings.max_length} tokens and were cut.",
-                stacklevel=3,
-            )
-        vectors = np.zeros((len(rows), self.dim), dtype=np.float32)
-        order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+    def _encode(
+        self,
+        given: str | Sequence[str],
+        texts: Sequence[str],
+        around: Sequence[tuple[str, str]],
+        asked: Asked,
+        as_tensor: bool,
+    ) -> Any:
         training = self.training
         self.eval()
         try:
-            starts = range(0, len(order), batch_size)
-            for start in _progress(starts, "encode") if show_progress else starts:
-                batch = order[start : start + batch_size]
-                vectors[batch] = self(self.collate([rows[number] for number in batch])).cpu().numpy()
+            found = encoding.encode(self, texts, around, asked)
         finally:
             self.train(training)
-        return vectors
+        if as_tensor:
+            found = _on(self.device, found)
+        return found[0] if isinstance(given, str) else found
 
     def save_pretrained(self, folder: str | Path, *, head: bool = True, overwrite: bool = False) -> None:
         """Write a stock sentence-transformers folder with bothways.json, complete or not at all.
@@ -297,8 +323,7 @@ def _each(instruction: Instructions, count: int) -> list[str | None]:
     return each
 
 
-def _progress(steps: Sequence[int], label: str) -> Any:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(steps, description=label, console=Console(stderr=True), transient=True)
+def _on(device: torch.device, found: Any) -> Any:
+    if isinstance(found, list):
+        return [replace(item, vectors=torch.from_numpy(item.vectors).to(device)) for item in found]
+    return torch.from_numpy(found).to(device)

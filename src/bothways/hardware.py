@@ -27,6 +27,9 @@ GPU_TOKENS = 16384
 VARLEN_DIM = 256
 """Widest attention head that flash kernels compute."""
 
+CPU_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "bad allocation", "std::bad_alloc")
+"""How torch's allocators say it where they have no exception of their own for it."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -240,6 +243,13 @@ def memory_bytes(device: torch.device) -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     allowed = limit.read_text().strip() if limit.exists() else "max"
     return min(memory, int(allowed)) if allowed.isdecimal() else memory
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether the memory ran out, of a device or of the machine."""
+    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(problem, RuntimeError) and any(words in str(problem).lower() for words in CPU_WORDS)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:

@@ -6,6 +6,7 @@ tokens are then found by their character offsets.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,9 +30,16 @@ class TextIds:
     ids: list[int]
     pooled: list[bool]
     cut: bool = False
+    spans: list[tuple[int, int] | None] | None = None
+    """Where each token stands in the text, in characters; None for one of what is around it. None: not asked for."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def pool_tensor(self) -> Bool[Tensor, " tokens"]:
+        """`pooled`, on the CPU."""
+        return torch.tensor(self.pooled, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -89,13 +97,14 @@ def tokenise(
     max_length: int,
     pool_over: PoolOver,
     stand_in: int,
+    with_spans: bool = False,
 ) -> list[TextIds]:
     """Token ids of `before + text + after` for every text and its pair in `around`, cut at `max_length` tokens.
 
     `pool_over="all"` pools every token, special ones included. `"text"` pools from the first token that holds a
     character of the text to the end, which leaves out the beginning-of-sequence token and the instruction; a text
     without a character of its own is pooled over all its tokens. A text that gives no token at all becomes the single
-    token `stand_in`, so that its vector is finite and the same in every batch.
+    token `stand_in`, so that its vector is finite and the same in every batch. `with_spans` fills `TextIds.spans`.
 
     Raises ConfigError if an instruction alone fills `max_length`, or if offsets are needed and the tokenizer has none.
     """
@@ -103,12 +112,19 @@ def tokenise(
         return []
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
+        if with_spans:
+            raise ConfigError(
+                f"Vectors of tokens need the offsets of a fast tokenizer; {type(tokenizer).__name__} has none. "
+                'Save the tokenizer in the "tokenizer.json" format.'
+            )
         return [_slow(tokenizer, *rest, max_length, pool_over, stand_in) for rest in zip(texts, around, strict=True)]
     joined = [before + text + after for text, (before, after) in zip(texts, around, strict=True)]
     backend.no_padding()
     backend.enable_truncation(max_length=max_length)
+    # Offsets take half of the time.
+    plain = pool_over == "all" and not with_spans and not any(before for before, _ in around)
     try:
-        encodings = backend.encode_batch(joined)
+        encodings = (backend.encode_batch_fast if plain else backend.encode_batch)(joined)
     finally:
         backend.no_truncation()
     found = []
@@ -125,8 +141,53 @@ def tokenise(
                 )
             if pool_over == "text" and start is not None:
                 pooled = [position >= start for position in range(len(ids))]
-        found.append(TextIds(ids, pooled, cut))
+        spans = _spans(encoding, len(before), len(text)) if with_spans else None
+        found.append(TextIds(ids, pooled, cut, spans))
     return found
+
+
+def pieces(
+    tokenizer: PreTrainedTokenizerBase, text: str, around: tuple[str, str], max_length: int
+) -> list[tuple[int, str]]:
+    """A text in pieces that have at most `max_length` tokens with what is around them, each with its first character.
+
+    They end where tokens end, and are the text when they are put together. Raises ConfigError for a tokenizer without
+    offsets, or if what is around fills `max_length` alone.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ConfigError(
+            f'overflow="chunk" needs the offsets of a fast tokenizer; {type(tokenizer).__name__} has none. '
+            'Save the tokenizer in the "tokenizer.json" format, or use overflow="truncate".'
+        )
+    before, after = around
+    room = max_length - len(backend.encode(before + after).ids)
+    if room < 1:
+        raise ConfigError(
+            f"The instruction {before!r} alone fills max_length={max_length} tokens. Shorten it or raise max_length."
+        )
+    starts = [start for start, _ in backend.encode(text, add_special_tokens=False).offsets[room::room]]
+    bounds = sorted({0, *starts, len(text)})
+    waiting = [(begin, text[begin:end]) for begin, end in itertools.pairwise(bounds)][::-1]
+    found = []
+    while waiting:
+        begin, piece = waiting.pop()
+        # Cut out of its text it may have more tokens than it had there.
+        if len(piece) > 1 and len(backend.encode(before + piece + after).ids) > max_length:
+            half = len(piece) // 2
+            waiting += [(begin + half, piece[half:]), (begin, piece[:half])]
+            continue
+        found.append((begin, piece))
+    return found
+
+
+def _spans(encoding: Any, start: int, length: int) -> list[tuple[int, int] | None]:
+    """Of each token in a text of `length` characters that begins at `start`; None where it holds none of them."""
+    found: list[tuple[int, int] | None] = []
+    for (begin, end), special in zip(encoding.offsets, encoding.special_tokens_mask, strict=True):
+        inside = (max(begin - start, 0), min(end - start, length))
+        found.append(None if special or inside[0] >= inside[1] else inside)
+    return found or [None]
 
 
 def _first_of_text(encoding: Any, start: int) -> int | None:
@@ -167,7 +228,7 @@ def collate(rows: Sequence[TextIds], pad_id: int) -> Features:
     for number, row in enumerate(rows):
         input_ids[number, : len(row)] = torch.tensor(row.ids, dtype=torch.int64)
         attention_mask[number, : len(row)] = True
-        pool_mask[number, : len(row)] = torch.tensor(row.pooled, dtype=torch.bool)
+        pool_mask[number, : len(row)] = row.pool_tensor
     return Features(input_ids, attention_mask, pool_mask)
 
 

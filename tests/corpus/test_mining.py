@@ -68,7 +68,7 @@ def searched(encoder: Encoder, rows: list[Example], documents: list[str], settin
     [
         Mine(),
         Mine(num_negatives=5, range_min=4),
-        Mine(num_negatives=2, range_min=1, range_max=3, batch_size=5),
+        Mine(num_negatives=2, range_min=1, range_max=3, tokens_per_batch=50),
         Mine(max_score=0.7, range_max=43),
         Mine(min_score=0.75, num_negatives=9, range_max=43),
         Mine(absolute_margin=0.1, range_max=43),
@@ -222,7 +222,7 @@ def test_no_example_is_refused(encoder: Encoder) -> None:
     ("settings", "message"),
     [
         ({"num_negatives": 0}, "Mine(num_negatives=0): expected 1 or more."),
-        ({"batch_size": 0}, "Mine(batch_size=0): expected 1 or more."),
+        ({"tokens_per_batch": 0}, "Mine(tokens_per_batch=0): expected 1 or more."),
         ({"range_min": -1}, "Mine(range_min=-1): expected 0 or more."),
         ({"range_min": 5, "range_max": 7}, "Mine(range_min=5, range_max=7): 2 ranks are left for num_negatives=3. Use"),
         ({"max_score": 1.5}, "Mine(max_score=1.5): expected a cosine, from -1 to 1."),

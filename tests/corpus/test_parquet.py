@@ -22,8 +22,8 @@ class Letters:
     def __init__(self, fails_on: str = "") -> None:
         self.fails_on, self.calls = fails_on, []
 
-    def encode_document(self, texts: list[str], /, *, batch_size: int, show_progress: bool) -> Any:
-        self.calls.append((len(texts), batch_size))
+    def encode_document(self, texts: list[str], /, *, tokens_per_batch: int | None, show_progress: bool) -> Any:
+        self.calls.append((len(texts), tokens_per_batch))
         if self.fails_on in texts:
             raise RuntimeError("the model broke")
         return np.array([[text.count(letter) for letter in "abc"] for text in texts])
@@ -35,7 +35,7 @@ DOCUMENTS = [Document("x", "aab"), Document("y", "bbb"), Document("z", "cä"), D
 def test_texts_ids_and_vectors_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bothways.corpus.parquet.DOCUMENTS_AT_ONCE", 3)
     encoder = Letters()
-    path = embed(encoder, DOCUMENTS, tmp_path / "new" / "vectors", batch_size=7)
+    path = embed(encoder, DOCUMENTS, tmp_path / "new" / "vectors", tokens_per_batch=7)
     assert encoder.calls == [(3, 7), (1, 7)]
     assert [item.name for item in path.parent.iterdir()] == ["vectors.parquet"]
     assert [item.name for item in path.parent.parent.iterdir()] == ["vectors"]

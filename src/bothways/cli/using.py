@@ -46,7 +46,7 @@ def encode(
     file: Positional[Path],
     opening: OmitArgPrefixes[Opening],
     out: Path,
-    batch_size: int = 32,
+    tokens_per_batch: int | None = None,
     on_bad_row: OnBadRow = "raise",
 ) -> None:
     """Write texts, ids and vectors of a file as Parquet.
@@ -56,7 +56,8 @@ def encode(
         file: Texts: .txt; .jsonl of strings or of objects with "text", and "_id" or "id" if there are ids; .csv, .tsv
             or .parquet with columns of these names. All but .parquet may be .gz.
         out: Folder for vectors.parquet; must be empty or not exist yet.
-        batch_size: Texts that go through the model at once; changes speed and memory, never a vector.
+        tokens_per_batch: Tokens that go through the model at once, if not what is fast on the device; changes speed and
+            memory, never a vector.
         on_bad_row: raise: stop at a row that cannot be used; skip: count it, list it, go on.
     """
     from bothways.corpus import embed
@@ -66,5 +67,5 @@ def encode(
     refuse_taken(out)
     documents = read_documents(file, on_bad_row)
     quiet()
-    path = embed(open_encoder(encoder, opening), documents, out, batch_size=batch_size, show_progress=True)
+    path = embed(open_encoder(encoder, opening), documents, out, tokens_per_batch=tokens_per_batch, show_progress=True)
     say(f"encode: {len(documents):,} vectors written to {path}")

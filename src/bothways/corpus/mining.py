@@ -41,15 +41,15 @@ class Mine:
     """The same as a share of that cosine; 0.05 is NV-Retriever's best (arXiv 2407.15831)."""
     sampling: Literal["top", "random"] = "top"
     """top: the nearest that are allowed; random: any of those up to range_max."""
-    batch_size: int = 32
-    """Texts that go through the model at once; changes speed and memory."""
+    tokens_per_batch: int | None = None
+    """Tokens that go through the model at once; None: what is fast on the device. Changes speed and memory."""
     seed: int = 0
     """Of sampling="random"."""
 
     def __post_init__(self) -> None:
-        for name in ("num_negatives", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"Mine({name}={getattr(self, name)}): expected 1 or more.")
+        for name in ("num_negatives", "tokens_per_batch"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"Mine({name}={value}): expected 1 or more.")
         if self.range_min < 0:
             raise ConfigError(f"Mine(range_min={self.range_min}): expected 0 or more.")
         if self.range_max is not None and self.range_max - self.range_min < self.num_negatives:
@@ -93,11 +93,13 @@ class EncodesBothSides(Protocol):
     @property
     def device(self) -> Any: ...
 
-    def encode(self, texts: Sequence[str], /, *, instruction: Any, batch_size: int, show_progress: bool) -> Any: ...
+    def encode(
+        self, texts: Sequence[str], /, *, instruction: Any, tokens_per_batch: int | None, show_progress: bool
+    ) -> Any: ...
 
-    def encode_query(self, texts: Sequence[str], /, *, batch_size: int, show_progress: bool) -> Any: ...
+    def encode_query(self, texts: Sequence[str], /, *, tokens_per_batch: int | None, show_progress: bool) -> Any: ...
 
-    def encode_document(self, texts: Sequence[str], /, *, batch_size: int, show_progress: bool) -> Any: ...
+    def encode_document(self, texts: Sequence[str], /, *, tokens_per_batch: int | None, show_progress: bool) -> Any: ...
 
 
 def mine(
@@ -129,12 +131,17 @@ def mine(
     # As a positive that leads to no row: where queries are documents too, each finds itself first.
     itself = [(key, query) for key, (query, _) in asked.items() if query in candidates]
     columns = zip(*dict.fromkeys([*pairs, *itself]), strict=True)
+    how = {"tokens_per_batch": settings.tokens_per_batch, "show_progress": show_progress}
     with _seeded(settings.seed):
         mined = miner(
             _dataset(dict(zip(("anchor", "positive"), map(list, columns), strict=True))),
-            _AsTheMinerCalls(encoder, asked, instruction, show_progress),
+            _AsTheMinerCalls(encoder, asked, instruction, how),
             corpus=list(candidates),
-            **{name: value for name, value in asdict(settings).items() if name not in ("sampling", "seed")},
+            **{
+                name: value
+                for name, value in asdict(settings).items()
+                if name not in ("sampling", "seed", "tokens_per_batch")
+            },
             sampling_strategy=settings.sampling,
             output_format="labeled-list",
             output_scores=True,
@@ -175,31 +182,29 @@ class _AsTheMinerCalls:
         encoder: EncodesBothSides,
         asked: Mapping[str, tuple[str, str | None]],
         document_instruction: str | None,
-        show_progress: bool,
+        how: Mapping[str, Any],
     ) -> None:
         from sentence_transformers.util import cos_sim, pairwise_cos_sim
 
         self.encoder, self.asked, self.document_instruction = encoder, asked, document_instruction
-        self.show_progress, self.device = show_progress, encoder.device
+        self.how, self.device = how, encoder.device
         self.similarity, self.similarity_pairwise = cos_sim, pairwise_cos_sim
 
-    def encode_query(self, keys: list[str], *, batch_size: int, **_: Any) -> Vectors:
-        how: dict[str, Any] = {"batch_size": batch_size, "show_progress": self.show_progress}
+    def encode_query(self, keys: list[str], **_: Any) -> Vectors:
         plain = [number for number, key in enumerate(keys) if self.asked[key][1] is None]
         led = [number for number, key in enumerate(keys) if self.asked[key][1] is not None]
         parts = []
         if plain:
-            parts.append(self.encoder.encode_query([self.asked[keys[number]][0] for number in plain], **how))
+            parts.append(self.encoder.encode_query([self.asked[keys[number]][0] for number in plain], **self.how))
         if led:
             texts, instructions = zip(*(self.asked[keys[number]] for number in led), strict=True)
-            parts.append(self.encoder.encode(list(texts), instruction=list(instructions), **how))
+            parts.append(self.encoder.encode(list(texts), instruction=list(instructions), **self.how))
         return _unit(np.concatenate(parts)[np.argsort([*plain, *led])])
 
-    def encode_document(self, texts: list[str], *, batch_size: int, **_: Any) -> Vectors:
-        how: dict[str, Any] = {"batch_size": batch_size, "show_progress": self.show_progress}
+    def encode_document(self, texts: list[str], **_: Any) -> Vectors:
         if self.document_instruction is None:
-            return _unit(self.encoder.encode_document(texts, **how))
-        return _unit(self.encoder.encode(texts, instruction=self.document_instruction, **how))
+            return _unit(self.encoder.encode_document(texts, **self.how))
+        return _unit(self.encoder.encode(texts, instruction=self.document_instruction, **self.how))
 
 
 def _unit(vectors: Vectors) -> Vectors:

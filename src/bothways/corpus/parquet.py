@@ -25,7 +25,7 @@ DOCUMENTS_AT_ONCE = 4096
 class EncodesDocuments(Protocol):
     """What is asked of an encoder here; `Encoder` has it."""
 
-    def encode_document(self, texts: Sequence[str], /, *, batch_size: int, show_progress: bool) -> Any: ...
+    def encode_document(self, texts: Sequence[str], /, *, tokens_per_batch: int | None, show_progress: bool) -> Any: ...
 
 
 def embed(
@@ -33,7 +33,7 @@ def embed(
     documents: Sequence[Document | str],
     out: str | Path,
     *,
-    batch_size: int = 32,
+    tokens_per_batch: int | None = None,
     show_progress: bool = False,
 ) -> Path:
     """Write the texts, ids and vectors of `documents` to `out`/vectors.parquet, and return that path.
@@ -48,12 +48,12 @@ def embed(
         raise DataError(f"embed into {out}: there is no document. Give at least one.")
     named = [item if isinstance(item, Document) else Document(str(place), item) for place, item in enumerate(documents)]
     with new_folder(out) as partial:
-        _write(encoder, named, partial / FILE, batch_size, show_progress)
+        _write(encoder, named, partial / FILE, tokens_per_batch, show_progress)
     return out / FILE
 
 
 def _write(
-    encoder: EncodesDocuments, documents: list[Document], path: Path, batch_size: int, show_progress: bool
+    encoder: EncodesDocuments, documents: list[Document], path: Path, tokens_per_batch: int | None, show_progress: bool
 ) -> None:
     writer: pq.ParquetWriter | None = None
     try:
@@ -61,7 +61,8 @@ def _write(
             chunk = documents[start : start + DOCUMENTS_AT_ONCE]
             texts = [document.text for document in chunk]
             vectors = np.asarray(
-                encoder.encode_document(texts, batch_size=batch_size, show_progress=show_progress), dtype=np.float32
+                encoder.encode_document(texts, tokens_per_batch=tokens_per_batch, show_progress=show_progress),
+                dtype=np.float32,
             )
             if writer is None:
                 writer = pq.ParquetWriter(path, _schema(documents, vectors.shape[1]))

@@ -43,18 +43,22 @@ class Packing:
 
 
 @contextmanager
-def packing(model: PreTrainedModel) -> Iterator[Packing]:
-    """Within it `token_states` packs the rows, if the model was just measured to compute them so without an error.
+def packing(model: PreTrainedModel, known: Packing | None = None) -> Iterator[Packing]:
+    """Within it `token_states` packs the rows, if the model was measured to compute them so without an error.
 
-    The attention implementation that the model has computes each text; afterwards the model has it again.
+    It is measured now, unless it is `known`: of this model, with this attention implementation, number format and
+    device. The attention implementation that the model has computes each text; afterwards the model has it again.
     """
     own = str(model.config._attn_implementation)
     if model in _PACKS:
         yield Packing(True, PACKED)
         return
+    if known is not None and not known.packed:
+        yield known
+        return
     try:
         _set_implementation(model, own if _is_flash(own) else PREFIX + own)
-        reason = "there is no packed attention for it" if own not in KERNELS and not _is_flash(own) else _flaw(model)
+        reason = _reason(model, own) if known is None else ""
         if reason:
             _set_implementation(model, own)
             yield Packing(False, f"padded rows of like length: {reason}")
@@ -136,6 +140,11 @@ def _packed_states(model: PreTrainedModel, rows: Rows) -> Float[Tensor, "tokens 
     finally:
         CURRENT.texts = before
     return hidden[0]
+
+
+def _reason(model: PreTrainedModel, own: str) -> str:
+    """Why this model, already switched, is not to compute packed rows; "" if it may."""
+    return "there is no packed attention for it" if own not in KERNELS and not _is_flash(own) else _flaw(model)
 
 
 def _flaw(model: PreTrainedModel) -> str:

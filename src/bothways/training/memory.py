@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-
+from bothways import hardware
 from bothways.encoder import Encoder
 from bothways.errors import TrainingError
 from bothways.packing import Packing
@@ -16,16 +15,6 @@ from bothways.training.settings import CheckpointingWish
 
 Result = TypeVar("Result")
 Say = Callable[[str], None]
-
-CPU_WORDS = ("can't allocate memory", "not enough memory", "out of memory", "bad allocation", "std::bad_alloc")
-"""How torch's allocators say it where they have no exception of their own for it."""
-
-
-def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether the memory ran out, of a device or of the machine."""
-    if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(problem, RuntimeError) and any(words in str(problem).lower() for words in CPU_WORDS)
 
 
 class Memory:
@@ -84,7 +73,7 @@ class Memory:
             try:
                 return compute()
             except Exception as problem:
-                if not is_out_of_memory(problem):
+                if not hardware.is_out_of_memory(problem):
                     raise
             # Outside of the handler, which holds on to the frames and so to what is in them.
             drop()
