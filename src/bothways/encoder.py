@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways import artefact, encoding, loading, stock
+from bothways import artefact, encoding, hardware, loading, stock
 from bothways import text as texts_room
 from bothways.artefact import Adapter
 from bothways.bidirectional.attention import says_bidirectional
@@ -32,6 +32,8 @@ from bothways.text import Features, TextIds
 
 Instructions = str | Sequence[str | None] | None
 TAKEN = "Choose another folder, or pass overwrite=True."
+FAITHFUL = 0.99
+"""Cosine to the vectors of the checkpoint's own number format below which dtype="auto" keeps that."""
 SAMPLE_TEXTS = ("How do I open a compressed file?", "The signature of the certificate is invalid.", "A short text")
 
 
@@ -57,6 +59,8 @@ class Encoder(nn.Module):
         self.settings = settings
         self.record = record
         self.adapter: Adapter | None = None
+        self.dtype_choice: hardware.Precision | None = None
+        """What dtype="auto" chose, and why."""
         self._packings: dict[tuple[str, torch.dtype, torch.device], Packing] = {}
         """What `packing` has measured, by attention implementation, number format and device."""
 
@@ -74,13 +78,28 @@ class Encoder(nn.Module):
     ) -> Encoder:
         """Load a bothways folder, or a sentence-transformers folder of Transformer + Pooling (+ Normalize).
 
-        `dtype` None keeps the checkpoint's, "auto" lets the hardware decide; `attn_implementation` "auto" takes the
+        `dtype` None keeps the checkpoint's; "auto" lets the hardware decide, measures what that does to the vectors
+        of a few texts, and says both in `dtype_choice`. `attn_implementation` "auto" takes the
         fastest that passes the measurement. A folder that was converted is measured again: ConversionError if it no
         longer is what its certificate says. A foreign folder is taken as it is and its direction measured:
         ConversionError if only some of it sees both ways. Raises DataError for a folder that is neither.
         """
         wish = loading.Wish(dtype, device, attn_implementation, trust_remote_code, revision, model_kwargs)
-        return cls(*opened(name_or_folder, wish))
+        if dtype != "auto":
+            return cls(*opened(name_or_folder, wish))
+        own = cls(*opened(name_or_folder, replace(wish, dtype=None)))
+        choice = hardware.choose_dtype("auto", own.device)
+        if choice.value != own.dtype:
+            cast = cls(*opened(name_or_folder, wish))
+            pair = (encoder.encode(SAMPLE_TEXTS, as_tensor=True) for encoder in (own, cast))
+            cosine = float(F.cosine_similarity(*pair).min())
+            said = f"cosine to {_name(own.dtype)} {cosine:.5f}, the lowest of {len(SAMPLE_TEXTS)} texts"
+            if cosine >= FAITHFUL:
+                own, choice = cast, replace(choice, why=f"{choice.why}; {said}")
+            else:
+                choice = hardware.Precision(own.dtype, f"in {_name(choice.value)} its vectors differ: {said}")
+        own.dtype_choice = choice
+        return own
 
     @property
     def device(self) -> torch.device:
@@ -321,6 +340,10 @@ def _each(instruction: Instructions, count: int) -> list[str | None]:
     if len(each) != count:
         raise DataError(f"{len(each)} instructions for {count} texts. Pass one for all, or one per text.")
     return each
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _on(device: torch.device, found: Any) -> Any:

@@ -37,7 +37,10 @@ def open_encoder(folder: str | Path, opening: Opening) -> Encoder:
     """The encoder in a folder."""
     from bothways.encoder import Encoder
 
-    return Encoder.from_pretrained(folder, **vars(opening))
+    encoder = Encoder.from_pretrained(folder, **vars(opening))
+    if encoder.dtype_choice is not None:
+        say(f"{folder}: computed in {encoder.dtype}, {encoder.dtype_choice.why}".replace("torch.", ""))
+    return encoder
 
 
 def flat(groups: tuple[tuple[Item, ...], ...]) -> tuple[Item, ...]:
