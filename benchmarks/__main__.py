@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import contrastive, decoder, demo, learning, mntp, plans, probe, quality, readme, recurrence
+from benchmarks import contrastive, decoder, demo, encode, learning, mntp, plans, probe, quality, readme, recurrence
 from benchmarks.frame import framed
 from bothways.evaluation.tables import write_json
 
@@ -15,6 +15,7 @@ MEASURED = {
     "contrastive": contrastive,
     "demo": demo,
     "decoder": decoder,
+    "encode": encode,
     "learning": learning,
     "mntp": mntp,
     "plans": plans,

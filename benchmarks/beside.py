@@ -105,7 +105,7 @@ def slower(rows: Sequence[Mapping[str, Any]], wanted: Variants) -> list[str]:
 
 
 def same_work(condition: Condition, ready: Mapping[str, Mapping[str, Any]], slack: float = 1) -> None:
-    """Exits unless all compute one loss on one batch, and train as many weights, so that the work is the same.
+    """Exits unless all compute the same, and train as many weights, so that the work is the same.
 
     `slack`: how many times the difference that rounding may explain is allowed.
     """
@@ -118,12 +118,8 @@ def same_work(condition: Condition, ready: Mapping[str, Mapping[str, Any]], slac
             continue
         allowed = SAME_ELSEWHERE if peer == LLM2VEC else SAME
         allowed = allowed if condition.dtype == "float32" else SAME_BFLOAT16
-        difference = abs(facts["loss"] - ours["loss"]) / ours["loss"]
-        if not difference <= slack * allowed:
-            raise SystemExit(
-                f"benchmarks {condition.work}: {condition.name}: {name} computes the loss {facts['loss']:.6f} where "
-                f"bothways computes {ours['loss']:.6f} on the same batch: this is not the same work."
-            )
+        if unlike := condition.unlike(facts, ours, slack * allowed):
+            raise SystemExit(f"benchmarks {condition.work}: {condition.name}: {name} {unlike}: not the same work.")
         if facts["trained"] != ours["trained"]:
             raise SystemExit(
                 f"benchmarks {condition.work}: {condition.name}: {name} trains {facts['trained']:,} weights where "

@@ -77,6 +77,13 @@ class Condition:
         """Put the rows to train on into the folder."""
         raise NotImplementedError
 
+    def unlike(self, facts: Mapping[str, Any], ours: Mapping[str, Any], allowed: float) -> str:
+        """What a variant computes otherwise than we do, beyond that relative difference; "" if nothing."""
+        difference = abs(facts["loss"] - ours["loss"]) / ours["loss"]
+        if difference <= allowed:
+            return ""
+        return f"computes the loss {facts['loss']:.6f} where bothways computes {ours['loss']:.6f} on the same batch"
+
     def make(self, folder: Path) -> None:
         """A random decoder with a tokenizer of one token per word, and the rows."""
         make_decoder(self.shape, self.tokens, folder)

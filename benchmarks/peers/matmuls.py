@@ -46,8 +46,11 @@ def linear(part: str, rows: int, inner: int, columns: int, count: int, *, traine
     return [product for product in products if product.count]
 
 
-def trunk(config: Any, given: Job, lengths: Sequence[int]) -> Iterator[Product]:
-    """Every matrix multiplication of the decoder layers that a step on rows of such lengths cannot do without."""
+def trunk(config: Any, given: Job, lengths: Sequence[int], *, backward: bool = True) -> Iterator[Product]:
+    """Every matrix multiplication of the decoder layers that a step on rows of such lengths cannot do without.
+
+    Without `backward` those of the forward pass alone.
+    """
     full, layers, rows = given.tune == "full", config.num_hidden_layers, sum(lengths)
     width = config.hidden_size
     size = getattr(config, "head_dim", None) or width // config.num_attention_heads
@@ -62,17 +65,19 @@ def trunk(config: Any, given: Job, lengths: Sequence[int]) -> Iterator[Product]:
         (width, inside, 2, 0),
         (inside, width, 1, 0),
     ):
-        count, inputs = each * layers, each * (layers - frozen)
-        yield from linear(LINEAR, rows, inner, columns, count, trained=full, inputs=inputs)
+        count, inputs = each * layers, each * (layers - frozen) if backward else 0
+        yield from linear(LINEAR, rows, inner, columns, count, trained=full and backward, inputs=inputs)
         if not full:
             yield from linear(ADAPTERS, rows, inner, given.lora_r, count, trained=True, inputs=inputs)
             yield from linear(ADAPTERS, rows, given.lora_r, columns, count, trained=True, inputs=count)
     for length, texts in sorted(Counter(lengths).items()):
         heads = texts * config.num_attention_heads
         # Scores and the mix of values; backward: the gradients of both their operands.
-        yield Product(ATTENTION, length, size, length, 2 * layers, heads, right_transposed=True)
-        yield Product(ATTENTION, length, length, size, 2 * layers, heads)
-        yield Product(ATTENTION, length, length, size, 2 * layers, heads, left_transposed=True)
+        count = 2 * layers if backward else layers
+        yield Product(ATTENTION, length, size, length, count, heads, right_transposed=True)
+        yield Product(ATTENTION, length, length, size, count, heads)
+        if backward:
+            yield Product(ATTENTION, length, length, size, count, heads, left_transposed=True)
 
 
 class Floor:
