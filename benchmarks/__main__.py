@@ -7,7 +7,20 @@ import shlex
 import sys
 from pathlib import Path
 
-from benchmarks import contrastive, decoder, demo, encode, learning, mntp, plans, probe, quality, readme, recurrence
+from benchmarks import (
+    contrastive,
+    decoder,
+    demo,
+    encode,
+    learning,
+    mntp,
+    plans,
+    probe,
+    quality,
+    readme,
+    recurrence,
+    scale,
+)
 from benchmarks.frame import framed
 from bothways.evaluation.tables import write_json
 
@@ -22,6 +35,7 @@ MEASURED = {
     "probe": probe,
     "quality": quality,
     "recurrence": recurrence,
+    "scale": scale,
 }
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import performance
+from benchmarks import performance, scale
 from benchmarks import plans as planned
 from benchmarks.frame import RESULTS, ROOT
 from benchmarks.quality import page as quality_page
@@ -19,6 +19,7 @@ from bothways.evaluation.tables import markdown
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 QUALITY = ROOT / "docs" / "quality.md"
+SCALE = ROOT / "docs" / "scale.md"
 TREES = ("src/bothways", "benchmarks", "scripts", "recipes")
 
 
@@ -30,7 +31,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Rewrite the generated parts, or say whether they are up to date. Returns the exit code."""
     stale = 0
-    for page in (README, PERFORMANCE, QUALITY):
+    for page in (README, PERFORMANCE, QUALITY, SCALE):
         before = page.read_text(encoding="utf-8")
         after = generated(before, page)
         if options.check and before != after:
@@ -45,7 +46,14 @@ def generated(text: str, page: Path = README) -> str:
     """`text` with every part of that page, between its markers, made anew."""
     parts = {
         README: {"demo": demo, "decoder": decoder, "tree": tree},
-        PERFORMANCE: {"mntp": mntp, "mntp-cuda": mntp_cuda, "contrastive": contrastive, "plans": plans},
+        PERFORMANCE: {
+            "mntp": mntp,
+            "mntp-cuda": mntp_cuda,
+            "contrastive": contrastive,
+            "encode": encode,
+            "plans": plans,
+        },
+        SCALE: {"plan": billion, "failures": failures},
         QUALITY: {"quality": quality},
     }
     for name, make in parts[page].items():
@@ -110,6 +118,23 @@ def mntp_cuda() -> str:
 def contrastive() -> str:
     """One contrastive step."""
     return _steps("contrastive")
+
+
+def encode() -> str:
+    """One pass of encode."""
+    return _steps("encode")
+
+
+def billion() -> str:
+    """What a billion documents take."""
+    found = _results("scale")
+    return "Not planned yet.\n" if found is None else f"{scale.plan_table(found)}\n{scale.assumed(found)}\n"
+
+
+def failures() -> str:
+    """What interruptions cost."""
+    found = _results("scale")
+    return "Not simulated yet.\n" if found is None else f"{scale.failure_table(found)}\n"
 
 
 def plans() -> str:
