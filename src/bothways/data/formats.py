@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bothways.data.parquet import opened, parquet_rows
@@ -58,14 +58,19 @@ def check_column(name: str, column: str | None, columns: Iterable[str], flag: st
     raise DataError(f'{name}: there is no column "{column}"; it has {there}.{hint}')
 
 
-def text_rows(lines: Lines, suffix: str, header: list[str] | None = None, row: int = 0) -> Iterator[Raw]:
-    """The rows of some lines from where they stand; of a table, with its `header`, of which `row` rows lie before."""
+def text_rows(
+    lines: Lines, suffix: str, header: Sequence[str] | None = None, row: int = 0, *, values: bool = True
+) -> Iterator[Raw]:
+    """The rows of some lines from where they stand; of a table, with its `header`, of which `row` rows lie before.
+
+    Without `values` what stands in the rows may stay unread: as many rows come, at the same places.
+    """
     if suffix in (".csv", ".tsv"):
         return _csv(lines, suffix, header or [], row)
-    return parsed_lines(lines, json_values=suffix == ".jsonl")
+    return _of_lines(lines, json_values=values and suffix == ".jsonl")
 
 
-def parsed_lines(lines: Lines, *, json_values: bool) -> Iterator[Raw]:
+def _of_lines(lines: Lines, *, json_values: bool) -> Iterator[Raw]:
     """Every line that is not blank, as a text or, with `json_values`, as what it says."""
     for raw in lines:
         line = lines.line
@@ -114,7 +119,7 @@ def _parquet(place: Place, column: str | None) -> Iterator[Raw]:
         yield from parquet_rows(file, None if column is None else [column])
 
 
-def _csv(lines: Lines, suffix: str, header: list[str], number: int) -> Iterator[Raw]:
+def _csv(lines: Lines, suffix: str, header: Sequence[str], number: int) -> Iterator[Raw]:
     source = _CSVLines(lines)
     reader = _reader(source, suffix)
     while True:
@@ -139,7 +144,7 @@ def _reader(source: Iterator[str], suffix: str) -> Iterator[list[str]]:
     return csv.reader(source, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
 
 
-def _by_header(cells: list[str], header: list[str]) -> Cells:
+def _by_header(cells: list[str], header: Sequence[str]) -> Cells:
     if len(cells) != len(header):
         raise RowError(f"found {len(cells)} fields, but the header has {len(header)}.")
     return Cells((name, cell) for name, cell in zip(header, cells, strict=True) if name)

@@ -46,6 +46,15 @@ class HubData:
             where = f" after row {number}" if number else ""
             raise DataError(f"{self}{where}: {_one_line(problem)}") from None
 
+    def count(self) -> int:
+        """How many rows there are: as the data set says, or counted where it does not."""
+        load = self._loader()
+        try:
+            about = (self._builder(load).info.splits or {}).get(self.split)
+        except _problems() as problem:
+            raise DataError(f"{self}: {_one_line(problem)}") from None
+        return int(about.num_examples) if about and about.num_examples else sum(1 for _ in self.rows(None))
+
     def fingerprint(self) -> str:
         """SHA-256 of what `datasets` tells one state of the data from another by: commits, or times of files."""
         load = self._loader()
