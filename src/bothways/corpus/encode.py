@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,9 @@ def encode(
 
 def one_after_another(job: Job, units: Sequence[Unit], show: Show, device: str | None = None) -> None:
     """The engine of one process."""
-    worker = Worker(job, device)
-    for unit in units:
-        worker.do(unit, show.add)
+    with closing(Worker(job, device)) as worker:
+        for unit in units:
+            worker.do(unit, show.add)
 
 
 def _engine(devices: Sequence[str], processes: int) -> Engine:

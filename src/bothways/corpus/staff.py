@@ -9,7 +9,7 @@ import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NoReturn
@@ -136,10 +136,10 @@ def _work(connection: Connection, job: Job, device: str | None, threads: int) ->
 
     if device is None or device == "cpu":
         torch.set_num_threads(threads)
-    worker = Worker(job, device)
     try:
-        while True:
-            connection.send(worker.do(connection.recv(), connection.send))
+        with closing(Worker(job, device)) as worker:
+            while True:
+                connection.send(worker.do(connection.recv(), connection.send))
     except EOFError:
         return
     except BaseException as problem:

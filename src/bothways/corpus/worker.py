@@ -71,6 +71,10 @@ class Worker:
         """The files of the job."""
         return Reader(self.job.files, self.job.settings.max_row_bytes)
 
+    def close(self) -> None:
+        """Close the file that is open."""
+        self.reader.close()
+
     def do(self, unit: Unit, tell: Callable[[int], None] = lambda rows: None) -> Done:
         """Write the part of a unit, and before it the list of its rows that could not be used, if there are any.
 

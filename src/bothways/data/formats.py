@@ -167,7 +167,7 @@ class _CSVLines:
         raw = next(self.lines)
         self.bytes += raw.bytes if isinstance(raw, LongLine) else len(raw)
         if isinstance(raw, LongLine):
-            self.bad.append(_too_long(raw.bytes, self.lines))
+            self.bad.append(_too_long(self.bytes, self.lines))
             # What stands for the line opens or closes a field as the line itself does.
             return '"\n' if raw.quotes % 2 else "x\n"
         if self.bytes > self.lines.max_bytes:
@@ -182,7 +182,7 @@ class _CSVLines:
 
 
 def _too_long(found: int, lines: Lines) -> RowError:
-    return RowError(f"{found:,} bytes so far, but a row may have {lines.max_bytes:,} (--max-row-bytes).")
+    return RowError(f"it has {found:,} bytes, but a row may have {lines.max_bytes:,} (--max-row-bytes).")
 
 
 def _decoded(raw: bytes | LongLine, lines: Lines) -> str:

@@ -31,8 +31,10 @@ def opened(place: Place) -> Iterator[Any]:
         raise DamagedError(
             f"{name_of(place)} after row 0: not a whole Parquet file ({problem}). Make it again."
         ) from None
-    with file:
+    try:
         yield file
+    finally:
+        file.close(force=True)
 
 
 def parquet_rows(file: Any, columns: Sequence[str] | None = None, start: int = 0) -> Iterator[Raw]:
