@@ -64,7 +64,7 @@ def test_the_commands_run(desk: Path) -> None:
             main(arguments)
         assert left.value.code == 0, command
     assert {path.name for path in desk.glob("enc/*")} == {"0", "1", "2", "3", "4", "full"}
-    assert (desk / "vectors" / "vectors.parquet").exists()
+    assert (desk / "vectors" / "corpus.json").exists()
 
 
 def test_the_commands_that_are_run_elsewhere_are_run_there() -> None:

@@ -22,6 +22,10 @@ class DataError(BothwaysError, ValueError):
     """A file, a row or a text that cannot be used; names the file and the line."""
 
 
+class JobError(BothwaysError):
+    """A job over a corpus that cannot go on, because processes die or a unit fails; the same command goes on."""
+
+
 class TrainingError(BothwaysError):
     """A stage that cannot start or cannot go on."""
 

@@ -80,7 +80,7 @@ def test_show_prints_stages_settings_and_certificate(encoders: Path, capsys: pyt
 
 def test_encode_writes_what_encode_document_gives(encoders: Path, data: Path, tmp_path: Path) -> None:
     assert call("encode", encoders / "1", data / "texts0.txt", "--out", tmp_path / "vectors") == 0
-    table = pq.read_table(tmp_path / "vectors" / "vectors.parquet").to_pydict()
+    table = pq.read_table(tmp_path / "vectors" / "part-00000.parquet").to_pydict()
     expected = Encoder.from_pretrained(encoders / "1").encode_document(table["text"])
     np.testing.assert_allclose(np.array(table["vector"]), expected, atol=1e-5)
     assert len(table["id"]) == 20

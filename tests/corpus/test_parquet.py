@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bothways.corpus import Corpus, embed, search
-from bothways.data import Document, fingerprint
+from bothways.corpus.layout import fingerprint_of, read_manifest
+from bothways.data import Document
 from bothways.errors import ConfigError, DataError
 
 
@@ -22,8 +23,8 @@ class Letters:
     def __init__(self, fails_on: str = "") -> None:
         self.fails_on, self.calls = fails_on, []
 
-    def encode_document(self, texts: list[str], /, *, tokens_per_batch: int | None, show_progress: bool) -> Any:
-        self.calls.append((len(texts), tokens_per_batch))
+    def encode_document(self, texts: list[str], /) -> Any:
+        self.calls.append(len(texts))
         if self.fails_on in texts:
             raise RuntimeError("the model broke")
         return np.array([[text.count(letter) for letter in "abc"] for text in texts])
@@ -35,19 +36,23 @@ DOCUMENTS = [Document("x", "aab"), Document("y", "bbb"), Document("z", "cä"), D
 def test_texts_ids_and_vectors_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bothways.corpus.parquet.DOCUMENTS_AT_ONCE", 3)
     encoder = Letters()
-    path = embed(encoder, DOCUMENTS, tmp_path / "new" / "vectors", tokens_per_batch=7)
-    assert encoder.calls == [(3, 7), (1, 7)]
-    assert [item.name for item in path.parent.iterdir()] == ["vectors.parquet"]
-    assert [item.name for item in path.parent.parent.iterdir()] == ["vectors"]
-    columns = pq.ParquetFile(path).read()
-    assert columns.schema.names == ["text", "id", "vector"]
+    saved = tmp_path / "encoder"
+    saved.mkdir()
+    (saved / "model.safetensors").write_bytes(b"weights")
+    folder = embed(encoder, DOCUMENTS, tmp_path / "new" / "vectors", saved=saved)
+    assert encoder.calls == [3, 1]
+    assert sorted(item.name for item in folder.iterdir()) == ["corpus.json", "part-00000.parquet"]
+    assert [item.name for item in folder.parent.iterdir()] == ["vectors"]
+    columns = pq.ParquetFile(folder / "part-00000.parquet").read()
+    assert columns.schema.names == ["id", "text", "vector"]
     assert columns.schema.field("vector").type == pa.list_(pa.float32(), 3)
     assert columns["text"].to_pylist() == ["aab", "bbb", "cä", "bbb"]
     assert columns["id"].to_pylist() == ["x", "y", "z", "w"]
     assert columns["vector"].to_pylist() == [[2, 1, 0], [0, 3, 0], [0, 0, 1], [0, 3, 0]]
     facts = json.loads(columns.schema.metadata[b"bothways"])
-    assert (facts["dim"], facts["count"]) == (3, 4)
-    assert facts["fingerprint"] == fingerprint(DOCUMENTS)
+    assert facts == {"dim": 3, "precision": "float32", "fingerprint": fingerprint_of(saved)}
+    manifest = read_manifest(folder)
+    assert (manifest.encoder, manifest.dim, manifest.rows) == (str(saved), 3, 4)
 
 
 def test_plain_texts_are_numbered(tmp_path: Path) -> None:
@@ -84,5 +89,5 @@ def test_search_is_exact_and_ties_keep_the_order(tmp_path: Path) -> None:
     assert len(search(tmp_path / "out", np.ones(3, dtype=np.float32), 99)) == 4
     with pytest.raises(DataError, match=r"the vector has shape \(5,\), but the corpus has \(3,\)"):
         search(tmp_path / "out", np.ones(5, dtype=np.float32))
-    with pytest.raises(DataError, match=r"vectors\.parquet is missing"):
+    with pytest.raises(DataError, match=r"corpus\.json is missing"):
         search(tmp_path, np.ones(3, dtype=np.float32))

@@ -28,7 +28,7 @@ VERBS = {
         "Vary a recipe (direction, pooling, stages, any setting) and print what each variant scores.",
     ),
     "evaluate": ("using", "Measure encoders on local tasks, tf-idf beside them."),
-    "encode": ("using", "Write the vectors of a file of texts as Parquet."),
+    "encode": ("encoding", "Write the vectors of a corpus as Parquet, resumable."),
     "show": ("showing", "Show what an encoder is and how it became so."),
     "architectures": ("surveying", "Measure which decoders of transformers become bidirectional."),
     "demo": ("making", "Train an encoder of this machine's documentation, offline, in minutes."),

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from bothways.corpus.parquet import FILE
+from bothways.corpus.layout import ID, TEXT, VECTOR, read_manifest, tables, vectors_of
 from bothways.errors import DataError
 
 
@@ -33,16 +32,21 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: str | Path) -> Corpus:
-        """What `embed` wrote. Raises DataError if it is not there."""
-        path = Path(folder) / FILE
-        if not path.is_file():
-            raise DataError(f"search in {folder}: {FILE} is missing. Write it with `bothways encode`.")
-        # Read as one file, so that a parent folder named key=value does not become a column.
-        columns = pq.ParquetFile(path).read()
-        vectors = columns["vector"].combine_chunks()
-        dim = vectors.type.list_size
-        flat = vectors.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-        return cls(columns["id"].to_pylist(), columns["text"].to_pylist(), flat)
+        """A folder of vectors that `encode` or `embed` wrote.
+
+        Raises DataError if it is none, or its vectors are of whole numbers, which have no cosine as they are.
+        """
+        manifest = read_manifest(folder)
+        if manifest.precision not in ("float32", "float16"):
+            raise DataError(f"search in {folder}: its vectors are {manifest.precision}. Use `bothways search`.")
+        vectors = np.empty((manifest.rows, manifest.dim), dtype=np.float32)
+        ids: list[str] = []
+        texts: list[str] = []
+        for table in tables(folder, manifest, [ID, *([TEXT] if manifest.texts else []), VECTOR]):
+            vectors[len(ids) : len(ids) + table.num_rows] = vectors_of(table[VECTOR])
+            ids += table[ID].to_pylist()
+            texts += table[TEXT].to_pylist() if manifest.texts else [""] * table.num_rows
+        return cls(ids, texts, vectors)
 
     def search(self, vector: Float32[np.ndarray[Any, Any], " dim"], k: int = 10) -> list[Hit]:
         """The `k` documents of largest product with `vector`, best first; of equal ones the earlier first.

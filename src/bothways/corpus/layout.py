@@ -112,6 +112,27 @@ def read_manifest(folder: str | Path, *, complete: bool = True) -> Manifest:
     return manifest
 
 
+def fingerprint_of(encoder: str | Path, revision: str | None = None) -> str:
+    """SHA-256 of an encoder's weights and settings: of all files of its folder but pages and what is hidden.
+
+    Raises DataError if there is no such folder.
+    """
+    from bothways import loading, provenance
+
+    folder = loading.resolve(encoder, revision)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"]
+    return provenance.fingerprint_files(
+        [path for path in files if not any(name.startswith(".") for name in path.relative_to(folder).parts)]
+    )
+
+
+def column_of(vectors: NDArray[Any], schema: pa.Schema) -> pa.Array:
+    """Vectors, shape (rows, stored dim), as the column that the schema wants."""
+    kind = schema.field(VECTOR).type
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), kind.value_type)
+    return pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
+
+
 def vectors_of(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
     """The vectors of a column as stored, shape (rows, stored dim)."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bothways.data.formats import lines
+from bothways.data.formats import raw_rows
 from bothways.data.reading import WAY_OUT, OnBadRow, Origin, Rows, read_rows
 from bothways.data.rows import Document, Example, RowError, document_parser
 from bothways.data.sources import SPLIT, Source
@@ -123,7 +123,7 @@ def _qrels(folder: Path, split: str | None) -> Path:
 def _judged(qrels: Path) -> set[str]:
     """The documents that are named in a file; what is wrong in it is found when it is read."""
     named = set()
-    for raw in lines(qrels, json_values=False):
+    for raw in raw_rows(qrels, ".txt"):
         try:
             named.add(_cells(raw.value)[1])
         except RowError:

@@ -1,107 +1,130 @@
 """Files -> raw rows, one at a time, each with its place; what cannot be read of a row comes as a RowError in its stead.
 
 Suffixes: `.txt` (one text a line, blank lines separate and are not rows), `.jsonl` (one JSON value a line), `.csv` and
-`.tsv` (a header, fields quoted by `"` where they need it, also over several lines), each plain or with `.gz` behind it,
-and `.parquet`. Text is UTF-8; a byte order mark at the start is dropped.
+`.tsv` (a header, fields quoted by `"` where they need it, also over several lines), each plain or with `.gz`, `.bz2`,
+`.xz` or `.zst` behind it, and `.parquet`. Text is UTF-8; a byte order mark at the start is dropped.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-from bothways.data.rows import Cells, RowError
+from bothways.data.parquet import opened, parquet_rows
+from bothways.data.rows import Cells, Raw, RowError
+from bothways.data.streams import Lines, LongLine, Place, is_file, name_of, split_suffix
 from bothways.errors import DataError, did_you_mean
 
 TABLES = (".csv", ".tsv", ".parquet")
 ROWS = (".jsonl", *TABLES)
 TEXTS = (".txt", *ROWS)
-ROWS_AT_ONCE = 1024
-"""Rows of a Parquet file that are Python objects at a time."""
 LONGEST_CELL = 2**31 - 1
 """Letters of a CSV field; the csv module stops at 131,072 unless told otherwise."""
 
 
-class Raw(NamedTuple):
-    """A row as it stands in its file, or what is wrong with it."""
-
-    number: int
-    """Of a line in a file of lines, of a row in a table, from 1."""
-    line: int
-    """Where the row begins; 0 where there are no lines."""
-    value: Any
-
-    @property
-    def place(self) -> str:
-        """The place in words, as errors name it."""
-        if not self.line:
-            return f"row {self.number:d}"
-        return f"line {self.line}" if self.line == self.number else f"row {self.number} (line {self.line})"
-
-
-def raw_rows(path: Path, suffix: str, column: str | None = None) -> Iterator[Raw]:
+def raw_rows(place: Place, suffix: str, column: str | None = None) -> Iterator[Raw]:
     """The rows of a file that has this suffix. Of a table, `column` alone is read, and must be there; None: all.
 
     Raises DataError for a file that is missing or broken, or a column that is not there.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
-    if suffix == ".parquet":
-        return _parquet(path, column)
-    if suffix in (".csv", ".tsv"):
-        return _csv(path, "\t" if suffix == ".tsv" else ",", column)
-    return lines(path, json_values=suffix == ".jsonl")
+    if not is_file(place):
+        raise DataError(f"{place}: no such file.")
+    return _parquet(place, column) if suffix == ".parquet" else _text(place, suffix, column)
 
 
-def suffix_of(path: Path, allowed: tuple[str, ...]) -> str:
+def suffix_of(place: Place, allowed: tuple[str, ...]) -> str:
     """The suffix that says how a file is read. Raises DataError if it is none of those allowed."""
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    if suffix not in allowed or (suffix == ".parquet" and path.suffix == ".gz"):
+    suffix, compression = split_suffix(place)
+    if suffix not in allowed or (suffix == ".parquet" and compression):
         first, last = ", ".join(allowed[:-1]), allowed[-1]
-        found = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
         wanted = f"{first} or {last}" if first else last
-        raise DataError(f'{path.name}: unknown suffix "{found}". Expected {wanted}, plain or .gz.')
+        raise DataError(
+            f'{name_of(place)}: unknown suffix "{suffix}{compression}". '
+            f"Expected {wanted}, plain or .gz, .bz2, .xz or .zst (but .parquet)."
+        )
     return suffix
 
 
-def check_column(name: str, column: str | None, columns: Iterable[str]) -> None:
+def check_column(name: str, column: str | None, columns: Iterable[str], flag: str = "--column") -> None:
     """Raises DataError, naming the columns there are and the nearest one, if `column` is not among them."""
     known = list(columns)
     if column is None or column in known:
         return
     there = ", ".join(f'"{item}"' for item in known) or "no column"
     near = did_you_mean(column, known)
-    hint = f" {near}" if near.startswith("Did") else " Name one of them with --column."
+    hint = f" {near}" if near.startswith("Did") else f" Name one of them with {flag}."
     raise DataError(f'{name}: there is no column "{column}"; it has {there}.{hint}')
 
 
-def lines(path: Path, *, json_values: bool) -> Iterator[Raw]:
+def text_rows(
+    lines: Lines, suffix: str, header: Sequence[str] | None = None, row: int = 0, *, values: bool = True
+) -> Iterator[Raw]:
+    """The rows of some lines from where they stand; of a table, with its `header`, of which `row` rows lie before.
+
+    Without `values` what stands in the rows may stay unread: as many rows come, at the same places.
+    """
+    if suffix in (".csv", ".tsv"):
+        return _csv(lines, suffix, header or [], row)
+    return _of_lines(lines, json_values=values and suffix == ".jsonl")
+
+
+def _of_lines(lines: Lines, *, json_values: bool) -> Iterator[Raw]:
     """Every line that is not blank, as a text or, with `json_values`, as what it says."""
-    for line, raw in _raw_lines(path):
+    for raw in lines:
+        line = lines.line
         try:
-            text = _decoded(raw).rstrip("\r\n")
+            text = _decoded(raw, lines).rstrip("\r\n")
             if text.strip():
                 yield Raw(line, line, _json(text) if json_values else text)
         except RowError as problem:
             yield Raw(line, line, problem)
 
 
-def _csv(path: Path, delimiter: str, column: str | None) -> Iterator[Raw]:
-    csv.field_size_limit(LONGEST_CELL)
-    undecoded: list[RowError] = []
-    reader = csv.reader(_text_lines(path, undecoded), delimiter=delimiter, strict=True)
-    header = _header(path, reader, undecoded)
-    if header is None:
-        return
-    check_column(path.name, column, filter(None, header))
-    number = 0
+def header_of(lines: Lines, suffix: str) -> list[str] | None:
+    """Of a table the first line that is not blank, None if there is none or it is no table.
+
+    Columns without a name are left out of every row. Raises DataError for a header that cannot be used.
+    """
+    if suffix not in (".csv", ".tsv"):
+        return None
+    source = _CSVLines(lines)
+    try:
+        names = next((cells for cells in _reader(source, suffix) if cells), None)
+    except csv.Error as problem:
+        raise DataError(f"{lines.name}: its header is malformed CSV: {problem}.") from None
+    if source.bad:
+        raise DataError(f"{lines.name}: in its header, {source.bad[0]}")
+    twice = [name for name in names or () if name and (names or []).count(name) > 1]
+    if twice:
+        raise DataError(f'{lines.name}: its header has "{twice[0]}" twice. Rename one of the columns.')
+    return names
+
+
+def _text(place: Place, suffix: str, column: str | None) -> Iterator[Raw]:
+    lines = Lines(place)
+    try:
+        header = header_of(lines, suffix)
+        if header is not None:
+            check_column(lines.name, column, filter(None, header))
+        yield from text_rows(lines, suffix, header)
+    finally:
+        lines.close()
+
+
+def _parquet(place: Place, column: str | None) -> Iterator[Raw]:
+    with opened(place) as file:
+        check_column(name_of(place), column, file.schema_arrow.names)
+        yield from parquet_rows(file, None if column is None else [column])
+
+
+def _csv(lines: Lines, suffix: str, header: Sequence[str], number: int) -> Iterator[Raw]:
+    source = _CSVLines(lines)
+    reader = _reader(source, suffix)
     while True:
-        line = reader.line_num + 1
+        line = lines.line + 1
+        source.begin()
         value: Any
         try:
             cells = next(reader, None)
@@ -112,93 +135,59 @@ def _csv(path: Path, delimiter: str, column: str | None) -> Iterator[Raw]:
             value = _by_header(cells, header)
         except (csv.Error, RowError) as problem:
             value = RowError(f"malformed CSV: {problem}.") if isinstance(problem, csv.Error) else problem
-        if undecoded:
-            value = undecoded[0]
-            undecoded.clear()
         number += 1
-        yield Raw(number, line, value)
+        yield Raw(number, line, source.bad[0] if source.bad else value)
 
 
-def _header(path: Path, reader: Iterator[list[str]], undecoded: list[RowError]) -> list[str] | None:
-    """The first line that is not blank, None if there is none. Columns without a name are left out of every row."""
-    try:
-        names = next((cells for cells in reader if cells), None)
-    except csv.Error as problem:
-        raise DataError(f"{path.name}: its header is malformed CSV: {problem}.") from None
-    if undecoded:
-        raise DataError(f"{path.name}: in its header, {undecoded[0]}")
-    twice = [name for name in names or () if name and (names or []).count(name) > 1]
-    if twice:
-        raise DataError(f'{path.name}: its header has "{twice[0]}" twice. Rename one of the columns.')
-    return names
+def _reader(source: Iterator[str], suffix: str) -> Iterator[list[str]]:
+    csv.field_size_limit(LONGEST_CELL)
+    return csv.reader(source, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
 
 
-def _by_header(cells: list[str], header: list[str]) -> Cells:
+def _by_header(cells: list[str], header: Sequence[str]) -> Cells:
     if len(cells) != len(header):
         raise RowError(f"found {len(cells)} fields, but the header has {len(header)}.")
     return Cells((name, cell) for name, cell in zip(header, cells, strict=True) if name)
 
 
-def _parquet(path: Path, column: str | None) -> Iterator[Raw]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+class _CSVLines:
+    """Lines for the csv module, which cannot be told about a bad one: what is wrong with a row is put into `bad`."""
 
-    number = 0
-    try:
-        # Unbuffered, so that not more than the pages at hand are in memory, however large a row group is.
-        with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-            check_column(path.name, column, file.schema_arrow.names)
-            wanted = None if column is None else [column]
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=wanted):
-                for value in _values(batch):
-                    number += 1
-                    yield Raw(number, 0, value)
-    except (pa.ArrowException, OSError) as problem:
-        raise DataError(
-            f"{path.name} after row {number}: not a whole Parquet file ({problem}). Make it again."
-        ) from None
+    def __init__(self, lines: Lines) -> None:
+        self.lines, self.bad, self.bytes = lines, list[RowError](), 0
 
+    def begin(self) -> None:
+        """A row begins."""
+        self.bad, self.bytes = [], 0
 
-def _values(batch: Any) -> list[Any]:
-    """The rows of a batch; where a text in it is not UTF-8, only its own row is bad."""
-    try:
-        values: list[Any] = batch.to_pylist()
-        return values
-    except UnicodeDecodeError:
-        return [_value(batch.slice(i, 1)) for i in range(batch.num_rows)]
+    def __iter__(self) -> _CSVLines:
+        return self
 
-
-def _value(row: Any) -> Any:
-    for name, cells in zip(row.schema.names, row.columns, strict=True):
+    def __next__(self) -> str:
+        raw = next(self.lines)
+        self.bytes += raw.bytes if isinstance(raw, LongLine) else len(raw)
+        if isinstance(raw, LongLine):
+            self.bad.append(_too_long(self.bytes, self.lines))
+            # What stands for the line opens or closes a field as the line itself does.
+            return '"\n' if raw.quotes % 2 else "x\n"
+        if self.bytes > self.lines.max_bytes:
+            # Only a field in quotes goes on over lines. Closed here, one whose quote is missing takes no more with it.
+            self.bad.append(_too_long(self.bytes, self.lines))
+            return '"\n'
         try:
-            cells.to_pylist()
-        except UnicodeDecodeError as problem:
-            found = problem.object[problem.start : problem.start + 1].hex()
-            return RowError(f'"{name}": byte {problem.start + 1} (0x{found}) is not UTF-8.')
-    return row.to_pylist()[0]
-
-
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    line = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line, raw in enumerate(file, start=1):
-                yield line, raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
-    except (gzip.BadGzipFile, EOFError, zlib.error) as problem:
-        raise DataError(f"{path.name} after line {line}: not a whole gzip file ({problem}). Make it again.") from None
-
-
-def _text_lines(path: Path, undecoded: list[RowError]) -> Iterator[str]:
-    """Lines for the csv module, which cannot be told about a bad one: what is wrong is put into `undecoded`."""
-    for _, raw in _raw_lines(path):
-        try:
-            yield _decoded(raw)
+            return _decoded(raw, self.lines)
         except RowError as problem:
-            undecoded.append(problem)
-            yield raw.decode("utf-8", errors="replace")
+            self.bad.append(problem)
+            return raw.decode("utf-8", errors="replace")
 
 
-def _decoded(raw: bytes) -> str:
+def _too_long(found: int, lines: Lines) -> RowError:
+    return RowError(f"it has {found:,} bytes, but a row may have {lines.max_bytes:,} (--max-row-bytes).")
+
+
+def _decoded(raw: bytes | LongLine, lines: Lines) -> str:
+    if isinstance(raw, LongLine):
+        raise _too_long(raw.bytes, lines)
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as problem:

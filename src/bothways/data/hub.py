@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bothways.data.formats import Raw, check_column
+from bothways.data.formats import check_column
+from bothways.data.rows import Raw
 from bothways.errors import ConfigError, DataError
 
 
@@ -24,8 +25,8 @@ class HubData:
     split: str
     revision: str | None
 
-    def rows(self, column: str | None) -> Iterator[Raw]:
-        """The rows in order, streamed; of each, `column` alone, which must be there; None: all columns.
+    def rows(self, columns: Sequence[str] | None) -> Iterator[Raw]:
+        """The rows in order, streamed; of each, `columns` alone, which must be there; None: all.
 
         Raises ConfigError if `datasets` is not installed, DataError for a data set, subset, split or column that does
         not exist or cannot be read.
@@ -34,8 +35,9 @@ class HubData:
         try:
             rows = self._builder(load).as_streaming_dataset(self.split)
             known = rows.column_names or list(next(iter(rows), {}))
-            check_column(str(self), column, known)
-            for value in rows if column is None else rows.select_columns([column]):
+            for column in columns or ():
+                check_column(str(self), column, known)
+            for value in rows if columns is None else rows.select_columns(list(columns)):
                 number += 1
                 yield Raw(number, 0, value)
         except DataError:
@@ -43,6 +45,15 @@ class HubData:
         except _problems() as problem:
             where = f" after row {number}" if number else ""
             raise DataError(f"{self}{where}: {_one_line(problem)}") from None
+
+    def count(self) -> int:
+        """How many rows there are: as the data set says, or counted where it does not."""
+        load = self._loader()
+        try:
+            about = (self._builder(load).info.splits or {}).get(self.split)
+        except _problems() as problem:
+            raise DataError(f"{self}: {_one_line(problem)}") from None
+        return int(about.num_examples) if about and about.num_examples else sum(1 for _ in self.rows(None))
 
     def fingerprint(self) -> str:
         """SHA-256 of what `datasets` tells one state of the data from another by: commits, or times of files."""

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from bothways.data.formats import TEXTS, Raw, lines, raw_rows, suffix_of
-from bothways.data.rows import TEXT, Document, RowError, document_parser, row_text
+from bothways.data.formats import TEXTS, raw_rows, suffix_of
+from bothways.data.rows import TEXT, Document, Raw, RowError, document_parser, row_text
 from bothways.data.sources import Policy, Source, as_source, identity
 from bothways.errors import ConfigError, DataError
 
@@ -165,7 +165,7 @@ def read_rows(
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     tally = Tally(most=2**63)
-    raws = lines(path, json_values=False) if as_lines else raw_rows(path, suffix)
+    raws = raw_rows(path, ".txt" if as_lines else suffix)
     rows = list(_parsed(path.name, raws, parse, on_bad_row, tally, numbered=numbered, way_out=way_out))
     tally.report(path.name)
     return Rows(rows, tally.listed)

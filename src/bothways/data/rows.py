@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 TEXT = "text"
 """The column, or field, of a text where nobody says otherwise."""
@@ -41,6 +41,23 @@ class Cells(dict[str, str]):
 
 class RowError(Exception):
     """What is wrong with one row, without file and line: the reader adds those."""
+
+
+class Raw(NamedTuple):
+    """A row as it stands in its file, or what is wrong with it."""
+
+    number: int
+    """Of a line in a file of lines, of a row in a table, from 1."""
+    line: int
+    """Where the row begins; 0 where there are no lines."""
+    value: Any
+
+    @property
+    def place(self) -> str:
+        """The place in words, as errors name it."""
+        if not self.line:
+            return f"row {self.number:d}"
+        return f"line {self.line}" if self.line == self.number else f"row {self.number} (line {self.line})"
 
 
 def fingerprint(items: Iterable[str | Example | Document]) -> str:
@@ -83,10 +100,10 @@ def field_text(row: Any, *names: str) -> str:
     return checked(value, name)
 
 
-def titled_text(row: Any, *, may_be_empty: bool = False) -> str:
+def titled_text(row: Any, column: str = TEXT, *, may_be_empty: bool = False) -> str:
     """The text of a row, its title (where it has one) in front; with a title the text may be empty. Raises RowError."""
     title = row.get("title") if isinstance(row, Mapping) else None
-    text = row_text(row, may_be_empty=may_be_empty or bool(title))
+    text = row_text(row, column, may_be_empty=may_be_empty or bool(title))
     return f"{checked(title, 'title')} {text}".strip() if title else text
 
 

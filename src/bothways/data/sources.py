@@ -9,14 +9,14 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 from urllib.parse import parse_qsl
 
-from bothways.data.formats import Raw, raw_rows, suffix_of
+from bothways.data.formats import raw_rows, suffix_of
 from bothways.data.hub import HubData
-from bothways.data.rows import TEXT
+from bothways.data.rows import TEXT, Raw
+from bothways.data.streams import Place, content_of, file_system, is_file, is_url, name_of
 from bothways.errors import ConfigError, DataError, did_you_mean
 
 HUB = "hub:"
@@ -145,55 +145,68 @@ class Source:
     def name(self) -> str:
         """What a record calls it: no folder of this machine, but all that says which rows they are."""
         options = [self.config, self.split, self.revision]
-        path = self.path if self.is_hub else Path(self.path).name
+        path = self.path if self.is_hub else name_of(self.path)
         return ":".join([path, *(item for item in options if item)])
 
-    def files(self, suffixes: tuple[str, ...]) -> list[Path]:
+    def files(self, suffixes: tuple[str, ...]) -> list[Place]:
         """The files of it, in the order in which they are read: by path. Of a folder, those that have such a suffix.
 
         Raises DataError if there is none, or one of a pattern has another suffix.
         """
-        path = Path(self.path)
-        if path.is_dir():
-            inside = [item for item in path.rglob("*") if item.is_file() and not item.name.startswith(".")]
-            found = [item for item in inside if _has_suffix(item, suffixes)]
+        inside, found = self._listed()
+        if inside is not None:
+            found = [item for item in inside if not name_of(item).startswith(".") and _has_suffix(item, suffixes)]
             if not found:
-                raise DataError(f"{path}: no file of the {len(inside)} in it ends in {', '.join(suffixes)}.")
-            return sorted(found)
-        if path.exists() or not glob.has_magic(self.path):
-            suffix_of(path, suffixes)
-            if not path.is_file():
-                raise DataError(f"{path}: no such file.")
-            return [path]
-        found = [Path(item) for item in glob.glob(self.path, recursive=True) if Path(item).is_file()]
-        if not found:
-            raise DataError(f"{self.path}: no file is named so.")
+                raise DataError(f"{self.path}: no file of the {len(inside)} in it ends in {', '.join(suffixes)}.")
         for item in found:
             suffix_of(item, suffixes)
-        return sorted(found)
+            if len(found) == 1 and not is_file(item):
+                raise DataError(f"{item}: no such file.")
+        return sorted(found, key=lambda place: Path(place).parts)
+
+    def _listed(self) -> tuple[list[Place] | None, list[Place]]:
+        """What is in it, if it is a folder; otherwise the files that it names."""
+        if is_url(self.path):
+            system, path = file_system(self.path)
+            if system.isdir(path):
+                return [system.unstrip_protocol(item) for item in system.find(path)], []
+            if not _is_pattern(self.path) or system.exists(path):
+                return None, [self.path]
+            items = [system.unstrip_protocol(item) for item in system.glob(path) if system.isfile(item)]
+        else:
+            here = Path(self.path)
+            if here.is_dir():
+                return [item for item in here.rglob("*") if item.is_file()], []
+            if here.exists() or not glob.has_magic(self.path):
+                return None, [here]
+            items = [Path(item) for item in glob.glob(self.path, recursive=True) if Path(item).is_file()]
+        if not items:
+            raise DataError(f"{self.path}: no file is named so.")
+        return None, items
 
     def raw(self, suffixes: tuple[str, ...], column: str | None) -> Iterator[tuple[str, Iterable[Raw]]]:
         """File by file, its name and its rows; a data set of the hub is one. See `formats.raw_rows` for `column`."""
         if self.is_hub:
-            data = self._hub()
-            yield str(data), data.rows(column)
+            data = self.hub
+            yield str(data), data.rows(None if column is None else [column])
             return
-        for path in self.files(suffixes):
-            yield path.name, raw_rows(path, suffix_of(path, suffixes), column)
+        for place in self.files(suffixes):
+            yield name_of(place), raw_rows(place, suffix_of(place, suffixes), column)
 
     def fingerprint(self, suffixes: tuple[str, ...]) -> str:
         """SHA-256 of all that decides about the rows: the files' contents in order, or the hub's commit; the column."""
         digest = hashlib.sha256(json.dumps([self.column]).encode())
         if self.is_hub:
-            digest.update(self._hub().fingerprint().encode())
+            digest.update(self.hub.fingerprint().encode())
         else:
-            for path in self.files(suffixes):
-                about = path.stat()
-                digest.update(suffix_of(path, suffixes).encode())
-                digest.update(_of_file(path, about.st_size, about.st_mtime_ns).encode())
+            for place in self.files(suffixes):
+                digest.update(suffix_of(place, suffixes).encode())
+                digest.update(content_of(place).encode())
         return digest.hexdigest()
 
-    def _hub(self) -> HubData:
+    @property
+    def hub(self) -> HubData:
+        """The data set of a source of the hub."""
         return HubData(self.path.removeprefix(HUB), self.config, self.split or SPLIT, self.revision)
 
 
@@ -239,7 +252,7 @@ def _option(spelling: str, key: str, value: str) -> Any:
 
 def below(source: Source, folder: Path) -> Source:
     """The source with its path taken from `folder`; an id of the hub stays as it is."""
-    return source if source.is_hub else replace(source, path=str(folder / source.path))
+    return source if source.is_hub or is_url(source.path) else replace(source, path=str(folder / source.path))
 
 
 def identity(sources: Iterable[Source], suffixes: tuple[str, ...]) -> str:
@@ -253,7 +266,7 @@ def _check_above_0(name: str, value: float | None) -> None:
         raise ConfigError(f"{name}={value!r}, expected a number above 0.")
 
 
-def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
+def _has_suffix(path: Place, suffixes: tuple[str, ...]) -> bool:
     try:
         suffix_of(path, suffixes)
     except DataError:
@@ -261,8 +274,6 @@ def _has_suffix(path: Path, suffixes: tuple[str, ...]) -> bool:
     return True
 
 
-@lru_cache(maxsize=4096)
-def _of_file(path: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file. Size and time are of the key alone: a file that changed is read again."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _is_pattern(path: str) -> bool:
+    """Whether it is one. A `?` in a URL begins its query, a `[` is rare in both."""
+    return "*" in path

@@ -10,9 +10,9 @@ from pathlib import Path
 from bothways.data import e5
 from bothways.data.beir import is_beir, read_beir
 from bothways.data.examples import row_examples
-from bothways.data.formats import ROWS, Raw, raw_rows, suffix_of
+from bothways.data.formats import ROWS, raw_rows, suffix_of
 from bothways.data.reading import OnBadRow, Origin, Rows, Tally, join, stream
-from bothways.data.rows import Example
+from bothways.data.rows import Example, Raw
 from bothways.data.sources import Format, Source, as_source
 from bothways.errors import ConfigError, DataError
 

@@ -50,7 +50,7 @@ def run(out: str | Path | None = None, recipe: Recipe = RECIPE, documentation: D
         warnings.filterwarnings("ignore", message=".*max_length.* were cut")
         encoder = taught(sheet, recipe)
         encoder.save_pretrained(out / "encoder")
-        corpus.embed(encoder, documentation.library, out / "corpus")
+        corpus.embed(encoder, documentation.library, out / "corpus", saved=out / "encoder")
     screen.print(table(title(documentation), sheet.rows))
     answers = ask(encoder, out / "corpus", QUESTIONS)
     show(screen, answers, len(documentation.library))

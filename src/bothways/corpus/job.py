@@ -1,0 +1,264 @@
+"""What is to be encoded, how and where to: kept in the folder, so that a job that was interrupted goes on."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+
+from bothways import folders
+from bothways.corpus import inputs as room
+from bothways.corpus.columns import Kept, kept_columns
+from bothways.corpus.inputs import InputFile, Losses, Rejected, Unit
+from bothways.corpus.layout import Manifest, Precision, fingerprint_of
+from bothways.data import OnBadRow, Source
+from bothways.data.hub import HubData
+from bothways.data.rows import TEXT
+from bothways.errors import ConfigError, DataError
+
+JOB, UNITS, LOCK = "job.json", "units.jsonl", ".lock"
+VERSION = 1
+MAX_ROW_BYTES = 16 << 20
+MAY_CHANGE = ("on_bad_row", "max_row_bytes")
+"""Settings that decide about bad rows alone: until one was left out, what is done does not depend on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encode:
+    """How a corpus is encoded."""
+
+    text_column: str = TEXT
+    """The column, or JSON field, of the text; a source may name its own: `docs.csv?column=body`."""
+    id_column: str | None = None
+    """The column that names a row. None: "_id" or "id"; a row with neither is FILE:NUMBER, as errors name it."""
+    keep: tuple[str, ...] = ()
+    """Other columns to write beside the vectors, as NAME or NAME:TYPE (string, int, float, bool)."""
+    texts: bool = True
+    """Write the texts too."""
+    on_bad_row: OnBadRow = "raise"
+    """raise: stop at a row that cannot be used; skip: count it, list it, go on."""
+    max_row_bytes: int = MAX_ROW_BYTES
+    """A longer line, or text, is a bad row."""
+    rows_per_part: int | None = None
+    """Rows that become one file, which is what an interruption costs; None: 8,192 on CPU, 65,536 on a GPU."""
+    instruction: str | None = None
+    """Put before every text by the encoder's template; None: the prompt it has stored for documents."""
+    precision: Precision = "float32"
+    """Numbers of the vectors: float32, float16, int8, uint8, binary or ubinary."""
+    truncate_dim: int | None = None
+    """Only so many of the first numbers of a vector."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_row_bytes", "rows_per_part", "truncate_dim"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"Encode({name}={value}): expected 1 or more.")
+        if self.on_bad_row not in get_args(OnBadRow):
+            raise ConfigError(f'Encode(on_bad_row="{self.on_bad_row}"): use "raise" or "skip".')
+        if self.precision not in get_args(Precision):
+            known = ", ".join(get_args(Precision))
+            raise ConfigError(f'Encode(precision="{self.precision}") is not known. Use one of {known}.')
+        kept_columns(self.keep)
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs, and by which one job is told from another."""
+
+    out: Path
+    encoder: str
+    fingerprint: str
+    """SHA-256 of the encoder's files."""
+    opening: dict[str, Any]
+    """How it is opened, but for the device: arguments of `Encoder.from_pretrained`."""
+    settings: Encode
+    files: tuple[InputFile, ...]
+    types: dict[Kept, pa.DataType]
+    lost: tuple[Rejected, ...] = ()
+    """What damaged files lost."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files, good and bad."""
+        return sum(file.rows for file in self.files)
+
+    def part(self, unit: Unit) -> Path:
+        """The file that a unit becomes."""
+        return self.out / f"part-{unit.number:05d}.parquet"
+
+    def rejected(self, unit: Unit) -> Path:
+        """The file of its rows that could not be used; there is none if all could."""
+        return self.out / f"rejected-{unit.number:05d}.jsonl"
+
+    def is_done(self, unit: Unit) -> bool:
+        """Whether its part is there: it appears whole, after the list of its bad rows."""
+        return self.part(unit).exists()
+
+    def manifest(self, dim: int) -> Manifest:
+        """What the folder holds, as yet without parts."""
+        return Manifest(
+            encoder=self.encoder,
+            fingerprint=self.fingerprint,
+            dim=dim,
+            precision=self.settings.precision,
+            texts=self.settings.texts,
+            columns=tuple(column.name for column in self.types),
+        )
+
+    def schema(self, dim: int) -> pa.Schema:
+        """Of every part."""
+        return self.manifest(dim).schema({column.name: kind for column, kind in self.types.items()})
+
+
+def begin(
+    encoder: str | Path,
+    inputs: Sequence[str | Path | Source],
+    out: Path,
+    settings: Encode,
+    opening: dict[str, Any],
+    rows_per_part: int,
+) -> tuple[Job, list[Unit]]:
+    """The job of a folder, which is the one it was begun with, or a new one, planned and kept there.
+
+    `rows_per_part` is for settings that leave it open. Raises ConfigError for a job with another encoder, input or
+    setting; DataError for inputs that cannot be read.
+    """
+    files = room.input_files(inputs, settings.text_column)
+    # From the root, so that workers and searchers find it from wherever they stand.
+    encoder = Path(encoder).absolute() if Path(encoder).is_dir() else encoder
+    if (out / JOB).exists():
+        kept, units = read(out)
+        job = _same(kept, Job(out, str(encoder), "", opening, settings, files, {}))
+        if job != kept:
+            write(job, units)
+    else:
+        settings = replace(settings, rows_per_part=settings.rows_per_part or rows_per_part)
+        job, units = _planned(Job(out, str(encoder), "", opening, settings, files, {}))
+        write(job, units)
+    return job, units
+
+
+def refuse_others(out: Path) -> None:
+    """Raises ConfigError if a folder holds something, and no job."""
+    ours = out.is_dir() and all(item.name in (UNITS, LOCK) or item.suffix == ".partial" for item in out.iterdir())
+    if not ours and not (out / JOB).exists():
+        folders.refuse_taken(out)
+
+
+def _planned(job: Job) -> tuple[Job, list[Unit]]:
+    settings = job.settings
+    losses = Losses(settings.on_bad_row == "skip")
+    most = settings.max_row_bytes
+    files, types = room.looked_at(job.files, settings.id_column, kept_columns(settings.keep), most, losses)
+    fingerprint = fingerprint_of(job.encoder, job.opening.get("revision"))
+    counted: list[InputFile] = []
+    units: list[Unit] = []
+    for number, file in enumerate(files):
+        done, own = room.planned(file, settings.rows_per_part or 1, most, losses)
+        counted.append(done)
+        units += [replace(unit, number=len(units) + place, file=number) for place, unit in enumerate(own)]
+    if not units:
+        names = ", ".join(file.name for file in job.files[:3])
+        lost = "".join(f"\n  {item.line}" for item in losses.found)
+        raise DataError(f"{names}: no row to use, there is none. Give a file with at least one row.{lost}")
+    return replace(job, fingerprint=fingerprint, files=tuple(counted), types=types, lost=tuple(losses.found)), units
+
+
+def _same(old: Job, new: Job) -> Job:
+    """The old job, if the new one is the same. Raises ConfigError with what has changed, and the way out."""
+    way_out = "Give the command it was begun with and it goes on, or name another --out."
+    for name in (item.name for item in fields(Encode)):
+        was, now = getattr(old.settings, name), getattr(new.settings, name)
+        if was == now or (name == "rows_per_part" and now is None) or (name in MAY_CHANGE and not _has_bad_rows(old)):
+            continue
+        raise ConfigError(f"{old.out} holds a job with {name}={was!r}, now it is {now!r}. {way_out}")
+    if old.opening != new.opening:
+        changed = [name for name in new.opening if old.opening.get(name) != new.opening[name]]
+        name = changed[0]
+        raise ConfigError(
+            f"{old.out} holds a job with {name}={old.opening.get(name)!r}, now it is {new.opening[name]!r}. {way_out}"
+        )
+    _same_files(old, new, way_out)
+    found = fingerprint_of(new.encoder, new.opening.get("revision"))
+    if found != old.fingerprint:
+        raise ConfigError(
+            f"{old.out} holds vectors of another encoder: the files of {old.encoder} were {old.fingerprint[:12]}, "
+            f"those of {new.encoder} are {found[:12]}. Vectors of two encoders do not compare. {way_out}"
+        )
+    kept = {name: getattr(new.settings, name) for name in MAY_CHANGE}
+    return replace(old, settings=replace(old.settings, **kept))
+
+
+def _same_files(old: Job, new: Job, way_out: str) -> None:
+    were = {file.name: file for file in old.files}
+    # A file of which nothing could be read is none of the job's.
+    known = {*were, *(item.file for item in old.lost)}
+    for file in new.files:
+        if file.name not in known:
+            raise ConfigError(f"{old.out} holds a job without the input {file.name}. {way_out}")
+        before = were.get(file.name)
+        if before is None or (file.state and file.state == before.state):
+            continue
+        if room.content_of_input(file) != before.content:
+            raise ConfigError(f"{old.out}: the input {file.name} has changed since the job was begun. {way_out}")
+    gone = [name for name in were if name not in {file.name for file in new.files}]
+    if gone:
+        raise ConfigError(f"{old.out} holds a job that has the input {gone[0]} too. {way_out}")
+
+
+def _has_bad_rows(job: Job) -> bool:
+    return bool(job.lost) or next(job.out.glob("rejected-*.jsonl"), None) is not None
+
+
+def write(job: Job, units: Sequence[Unit]) -> None:
+    """Keep a job in its folder."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    # Of all that is in the folder this comes first, and the job itself last: with it the plan is whole.
+    rows = (json.dumps([unit.file, unit.rows, unit.row, unit.byte, unit.line]) for unit in units)
+    folders.write_whole(job.out / UNITS, "".join(f"{row}\n" for row in rows))
+    content = {
+        "version": VERSION,
+        "encoder": job.encoder,
+        "fingerprint": job.fingerprint,
+        "opening": job.opening,
+        "settings": asdict(job.settings),
+        "types": [[kept.name, kept.said, _spelled(kind)] for kept, kind in job.types.items()],
+        "files": [asdict(file) for file in job.files],
+        "lost": [asdict(item) for item in job.lost],
+    }
+    folders.write_whole(job.out / JOB, json.dumps(content, indent=1) + "\n")
+
+
+def read(out: Path) -> tuple[Job, list[Unit]]:
+    """The job that a folder keeps. Raises DataError if it is damaged, or of another version."""
+    try:
+        found = json.loads((out / JOB).read_text(encoding="utf-8"))
+        if found["version"] != VERSION:
+            raise DataError(f"{out / JOB}: version {found['version']}, but this bothways knows {VERSION}. Update it.")
+        with (out / UNITS).open(encoding="utf-8") as lines:
+            units = [Unit(number, *json.loads(line)) for number, line in enumerate(lines)]
+        settings = Encode(**found["settings"] | {"keep": tuple(found["settings"]["keep"])})
+        files = tuple(_file(file) for file in found["files"])
+        types = {Kept(name, said): _type(kind) for name, said, kind in found["types"]}
+        lost = tuple(Rejected(**item) for item in found["lost"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as problem:
+        raise DataError(f"{out / JOB}: not a job of this package ({problem!r}). Name another --out.") from None
+    return Job(out, found["encoder"], found["fingerprint"], found["opening"], settings, files, types, lost), units
+
+
+def _file(values: dict[str, Any]) -> InputFile:
+    many = {name: tuple(values[name]) for name in ("columns", "header") if values[name] is not None}
+    return InputFile(**values | many | {"hub": HubData(**values["hub"]) if values["hub"] else None})
+
+
+def _spelled(kind: pa.DataType) -> str:
+    return base64.b64encode(pa.schema([("", kind)]).serialize().to_pybytes()).decode()
+
+
+def _type(spelled: str) -> pa.DataType:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(spelled))).field(0).type

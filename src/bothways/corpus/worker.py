@@ -1,0 +1,171 @@
+"""The worker, the same under every engine: a unit -> its rows -> their vectors -> one part, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+from bothways.corpus.columns import Item, item_of
+from bothways.corpus.inputs import Rejected, Unit
+from bothways.corpus.job import Job
+from bothways.corpus.parquet import PartWriter, whole
+from bothways.corpus.units import Reader
+from bothways.data.reading import WAY_OUT
+from bothways.data.rows import RowError
+from bothways.errors import DataError
+
+ITEMS_AT_ONCE = 2048
+"""Texts encoded and written as one row group: what stays in memory beside the model, twice ..."""
+LETTERS_AT_ONCE = 1 << 25
+"""... or fewer of them, where they are long."""
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What has become of a unit."""
+
+    unit: int
+    rows: int
+    rejected: int
+
+
+@dataclass
+class Batch:
+    """Some items, with the number of rows that they were taken from."""
+
+    items: list[Item] = field(default_factory=list)
+    rows: int = 0
+    letters: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is time to encode it."""
+        return len(self.items) >= ITEMS_AT_ONCE or self.letters >= LETTERS_AT_ONCE
+
+
+class Worker:
+    """Does units of a job, one at a time. It can be pickled; the encoder is opened when the first unit is done."""
+
+    def __init__(self, job: Job, device: str | None = None) -> None:
+        self.job, self.device = job, device
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"job": self.job, "device": self.device}
+
+    @cached_property
+    def encoder(self) -> Any:
+        """The encoder of the job, on this worker's device."""
+        from bothways.encoder import Encoder
+
+        return Encoder.from_pretrained(self.job.encoder, device=self.device, **self.job.opening)
+
+    @cached_property
+    def reader(self) -> Reader:
+        """The files of the job."""
+        return Reader(self.job.files, self.job.settings.max_row_bytes)
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        self.reader.close()
+
+    def do(self, unit: Unit, tell: Callable[[int], None] = lambda rows: None) -> Done:
+        """Write the part of a unit, and before it the list of its rows that could not be used, if there are any.
+
+        `tell` hears how many rows more are done. Raises DataError at a bad row, unless the job skips them.
+        """
+        job = self.job
+        rejected: list[Rejected] = []
+        with whole(job.part(unit)) as partial:
+            # The schema has the dimension, which the encoder knows.
+            with (
+                closing(PartWriter(partial, job.schema(self.dim))) as writer,
+                closing(ahead(self.batches(unit, rejected))) as batches,
+            ):
+                for batch in batches:
+                    if batch.items:
+                        texts = [item.text for item in batch.items]
+                        kept = list(zip(*(item.kept for item in batch.items), strict=True))
+                        writer.add([item.id for item in batch.items], texts, self.vectors(texts), kept)
+                    tell(batch.rows)
+            if rejected:
+                with whole(job.rejected(unit)) as listed:
+                    listed.write_text("".join(f"{json.dumps(asdict(item))}\n" for item in rejected), encoding="utf-8")
+        return Done(unit.number, writer.rows, len(rejected))
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector, before several are packed into a byte."""
+        most = self.job.settings.truncate_dim
+        full = int(self.encoder.dim)
+        if most is not None and most > full:
+            raise DataError(
+                f"truncate_dim={most}: the vectors of {self.job.encoder} have {full} numbers. Leave it out."
+            )
+        return full if most is None else most
+
+    def vectors(self, texts: list[str]) -> Any:
+        """The vectors of some texts as they are stored, shape (texts, stored dim)."""
+        settings = self.job.settings
+        options = {"precision": settings.precision, "truncate_dim": settings.truncate_dim}
+        wanted = {name: value for name, value in options.items() if value != getattr(type(settings), name)}
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            if settings.instruction is None:
+                vectors = self.encoder.encode_document(texts, **wanted)
+            else:
+                vectors = self.encoder.encode(texts, instruction=settings.instruction, **wanted)
+        self._say_once(said)
+        return vectors
+
+    def _say_once(self, said: list[warnings.WarningMessage]) -> None:
+        """Of what is warned of batch by batch, such as texts that were cut, the first is enough."""
+        heard: set[Any] = self.__dict__.setdefault("_heard", set())
+        for item in said:
+            place = (item.category, item.filename, item.lineno)
+            if place not in heard:
+                heard.add(place)
+                warnings.warn(item.message, item.category, stacklevel=3)
+
+    def batches(self, unit: Unit, rejected: list[Rejected]) -> Iterator[Batch]:
+        """The items of a unit; what could not be used goes to `rejected`. No two of them have one id.
+
+        Over the whole corpus that is not looked at: it would need all ids in memory.
+        """
+        job, file = self.job, self.job.files[unit.file]
+        settings = job.settings
+        batch, seen = Batch(), dict[str, str]()
+        for raw in self.reader.rows(unit):
+            batch.rows += 1
+            try:
+                item = item_of(raw, file.name, file.text, settings.id_column, job.types, settings.max_row_bytes)
+                if item.id in seen:
+                    raise RowError(f'the id "{item.id}" is taken by {seen[item.id]}.')
+            except RowError as problem:
+                if settings.on_bad_row == "raise":
+                    raise DataError(f"{file.name} {raw.place}: {problem} {WAY_OUT}") from None
+                rejected.append(Rejected(file.name, raw.place, str(problem)))
+                continue
+            seen[item.id] = raw.place
+            batch.items.append(item)
+            batch.letters += len(item.text)
+            if batch.is_full:
+                yield batch
+                batch = Batch()
+        yield batch
+
+
+def ahead(things: Iterator[Thing]) -> Generator[Thing]:
+    """The same things, each made by a thread while the one before is used."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, things, end)
+        while (thing := coming.result()) is not end:
+            coming = pool.submit(next, things, end)
+            yield thing  # type: ignore[misc]
