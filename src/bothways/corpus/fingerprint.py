@@ -1,18 +1,22 @@
-"""What an encoder's vectors depend on, as one number: vectors of two encoders do not compare."""
+"""Fingerprints: of what an encoder's vectors depend on, and of a folder of vectors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
-from bothways import loading, provenance
+from bothways import provenance
+from bothways.corpus.layout import Manifest, path_of
 from bothways.errors import DataError
 
 READ = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
 """Weights, config, tokenizer and the model's own code, as they lie beside each other."""
 SAID_ELSEWHERE = (provenance.FILE, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 """What stock loaders read; of an own folder bothways.json says the same."""
+TAIL = 8
+"""Bytes behind the footer of a Parquet file: how long it is, and four letters."""
 
 
 def encoder_fingerprint(folder: str | Path) -> str:
@@ -21,6 +25,9 @@ def encoder_fingerprint(folder: str | Path) -> str:
     That is weights, config, tokenizer and settings; the record of how the encoder was made, its model card and its
     unmerged adapter are not read. Raises DataError if the folder is no encoder's.
     """
+    # Not above: it brings torch along, which the fingerprint of a corpus does without.
+    from bothways import loading
+
     folder = loading.resolve(folder)
     own, stock = folder / provenance.FILE, folder / "modules.json"
     if own.is_file():
@@ -35,6 +42,24 @@ def encoder_fingerprint(folder: str | Path) -> str:
     else:
         raise DataError(f"{folder}: neither {own.name} nor {stock.name} is there, so this is no folder of an encoder.")
     return hashlib.sha256(f"{provenance.fingerprint_files(files)} {said}".encode()).hexdigest()
+
+
+def corpus_fingerprint(folder: str | Path, manifest: Manifest) -> str:
+    """SHA-256 of a manifest's facts, and of the name, size and footer of each of its files.
+
+    A footer has the extremes and sizes of every column, so that vectors that were made again are noticed without
+    reading them; bytes that rot inside a file are not. Raises DataError for a file that is missing.
+    """
+    digest = hashlib.sha256(json.dumps([manifest.fingerprint, manifest.dim, manifest.precision]).encode())
+    for part in manifest.parts:
+        path = path_of(folder, part)
+        with path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(size - TAIL, 0))
+            length = int.from_bytes(stream.read(TAIL)[:4], "little")
+            stream.seek(max(size - TAIL - length, 0))
+            digest.update(json.dumps([part.file, part.rows, size]).encode() + stream.read())
+    return digest.hexdigest()
 
 
 def _beside(folder: Path) -> list[Path]:

@@ -19,6 +19,8 @@ from bothways.errors import DataError
 MANIFEST = "corpus.json"
 VERSION = 1
 ID, TEXT, VECTOR = "id", "text", "vector"
+ROWS_AT_ONCE = 2048
+"""Rows of a part that are in memory at a time, where they are streamed."""
 Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 STORED = {
     "float32": pa.float32(),
@@ -122,8 +124,23 @@ def vectors_of(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
 def tables(folder: str | Path, manifest: Manifest, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The parts of a folder one by one, some `columns` of them or all. Raises DataError for one that is missing."""
     for part in manifest.parts:
-        path = Path(folder) / part.file
-        if not path.is_file():
-            raise DataError(f"{folder}: {part.file} is missing, which {MANIFEST} lists. Encode the corpus again.")
         # Read as one file, so that a parent folder named key=value does not become a column.
-        yield pq.ParquetFile(path).read(columns)
+        yield pq.ParquetFile(path_of(folder, part)).read(columns)
+
+
+def batches(
+    folder: str | Path, manifest: Manifest, columns: list[str] | None = None, rows: int = ROWS_AT_ONCE
+) -> Iterator[pa.RecordBatch]:
+    """The same a few `rows` at a time, for what must not hold a whole part in memory."""
+    for part in manifest.parts:
+        # Closed behind each part: a corpus may have more of them than a process may have open files.
+        with pq.ParquetFile(path_of(folder, part)) as file:
+            yield from file.iter_batches(rows, columns=columns)
+
+
+def path_of(folder: str | Path, part: Part) -> Path:
+    """Where a part is. Raises DataError if it is missing."""
+    path = Path(folder) / part.file
+    if not path.is_file():
+        raise DataError(f"{folder}: {part.file} is missing, which {MANIFEST} lists. Encode the corpus again.")
+    return path
