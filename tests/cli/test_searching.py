@@ -81,7 +81,7 @@ def test_documents_are_found_without_an_index_and_with_one(
     said = " ".join(capsys.readouterr().err.split())
     assert "index: 300 vectors, IVF_SQ of 3 partitions, searched with nprobes=" in said
     assert f"index: recall@10 {indexed.recall:.3f} on 150 rows of the corpus" in said
-    assert call(*ask, "--where", "year >= 1950 AND lang = 'en'", "--columns", "year,lang") == 0
+    assert call(*ask, "--where", "year >= 1950 AND lang = 'en'", "--columns", "year", "lang") == 0
     rows = rows_of(capsys)
     assert len(rows) == 6
     assert all(row["columns"]["year"] >= 1950 and row["columns"]["lang"] == "en" for row in rows)

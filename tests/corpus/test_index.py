@@ -98,6 +98,8 @@ def test_a_narrow_filter_still_finds_k_rows_in_an_ann_index(tmp_path: Path, vect
     rare = range(0, ROWS, 190)
     best = sorted(rare, key=lambda row: -float(vectors[row] @ vectors[0]))[:9]
     assert [hit.id for hit in hits] == [f"d{row}" for row in best]
+    # One partition has not so many rows.
+    assert len(searcher.search_vectors(vectors[:1], 999)[0]) == 999
     assert searcher.columns == ("lang",)
     with pytest.raises(ConfigError, match=r'no column "spare"\. Known: lang'):
         searcher.search_vectors(vectors[:1], columns=["spare"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import written
 
@@ -219,8 +220,30 @@ def test_what_is_no_finished_corpus_is_said(folder: Path, tmp_path: Path, querie
         Searcher.open(folder, Letters(queries))
 
 
+def test_parts_that_do_not_fit_together_are_said(folder: Path, queries: np.ndarray) -> None:
+    path = folder / "part-2.parquet"
+    table = pq.read_table(path)
+    years = table.schema.get_field_index("year")
+    pq.write_table(table.set_column(years, "year", table["year"].cast("float64")), path)
+    with pytest.raises(
+        DataError,
+        match=r'column "year" is double in part-2\.parquet, int64 before\. Index the others \(bothways index .* --',
+    ):
+        Searcher.open(folder, Letters(queries))
+    pq.write_table(table.drop_columns(["id"]), path)
+    with pytest.raises(
+        DataError, match=r'column "id" is missing in part-2\.parquet, string before\. Encode the corpus again'
+    ):
+        Searcher.open(folder, Letters(queries))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match=r"part-2\.parquet cannot be read \(.*\)\. Encode the corpus again"):
+        Searcher.open(folder, Letters(queries))
+
+
 @pytest.mark.parametrize("name", ["a.b", "_row", "_distance"])
 def test_a_column_that_lancedb_does_not_allow_is_named(tmp_path: Path, queries: np.ndarray, name: str) -> None:
     written.corpus(tmp_path / "corpus", np.eye(DIM, dtype=np.float32), columns={name: range(DIM)})
-    with pytest.raises(ConfigError, match=re.escape(f'LanceDB allows no column called "{name}". Name the others')):
+    with pytest.raises(
+        ConfigError, match=re.escape(f'LanceDB allows no column called "{name}". Name the others: bothways index')
+    ):
         Searcher.open(tmp_path / "corpus", Letters(queries))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from bothways.cli import tables
 from bothways.cli.options import Opening, misused, open_encoder, quiet, say
 from bothways.corpus.index import Index
 
@@ -48,7 +47,7 @@ def search(
     k: Annotated[int, arg(aliases=("-k",))] = 10,
     queries: Path | None = None,
     where: str | None = None,
-    columns: str = "",
+    columns: tuple[str, ...] = (),
     encoder: str | None = None,
     instruction: str | None = None,
     json: bool = False,
@@ -61,7 +60,7 @@ def search(
         k: Documents for each of them.
         queries: File with more questions: .txt, .jsonl of strings or with "text", .csv, .tsv or .parquet.
         where: Condition on id, text and other columns, in SQL: "year > 2000 AND lang = 'en'".
-        columns: Other columns to show, with commas between: title,year.
+        columns: Other columns to show, with commas or spaces between: title,year.
         encoder: Where the encoder is, if it is no longer where it was when the corpus was encoded.
         instruction: What stands before each question, instead of the encoder's own prompt for queries.
         json: Print one JSON object a line for each document, instead of tables.
@@ -75,7 +74,7 @@ def search(
     quiet()
     searcher = Searcher.open(folder, encoder, load=lambda name: open_encoder(name, opening))
     say(f"search: {searcher.described}")
-    shown = [name.strip() for name in columns.split(",") if name.strip()]
+    shown = [name.strip() for name in ",".join(columns).split(",") if name.strip()]
     found = searcher.search(asked, k, where=where, columns=shown, instruction=instruction)
     for question, hits in zip(asked, found, strict=True):
         if json:
@@ -94,6 +93,8 @@ def _lines(question: str, hits: list[Hit]) -> None:
 def _table(question: str, hits: list[Hit]) -> None:
     from rich.markup import escape
     from rich.table import Table
+
+    from bothways.cli import tables
 
     shown = Table(title=escape(question), title_justify="left")
     shown.add_column("score", justify="right")

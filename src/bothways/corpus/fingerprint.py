@@ -7,14 +7,13 @@ import json
 import os
 from pathlib import Path
 
-from bothways import provenance
 from bothways.corpus.layout import Manifest, path_of
 from bothways.errors import DataError
 
 READ = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
 """Weights, config, tokenizer and the model's own code, as they lie beside each other."""
-SAID_ELSEWHERE = (provenance.FILE, "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-"""What stock loaders read; of an own folder bothways.json says the same."""
+SAID_ELSEWHERE = ("bothways.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+"""Of an own folder: its settings and its record, and what stock loaders read, which says the same."""
 TAIL = 8
 """Bytes behind the footer of a Parquet file: how long it is, and four letters."""
 
@@ -25,8 +24,8 @@ def encoder_fingerprint(folder: str | Path) -> str:
     That is weights, config, tokenizer and settings; the record of how the encoder was made, its model card and its
     unmerged adapter are not read. Raises DataError if the folder is no encoder's.
     """
-    # Not above: it brings torch along, which the fingerprint of a corpus does without.
-    from bothways import loading
+    # Not above: they bring torch along, which the fingerprint of a corpus does without.
+    from bothways import loading, provenance
 
     folder = loading.resolve(folder)
     own, stock = folder / provenance.FILE, folder / "modules.json"

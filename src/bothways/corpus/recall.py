@@ -18,7 +18,7 @@ NEIGHBOURS = 10
 """k of the recall that is measured."""
 SAME = 1e-6
 """Scores that differ by less are equal: either row may be the one that is found."""
-REFINE = (1, 4, 16, 64)
+REFINE = (1, 4, 16)
 """Values of refine_factor that are tried."""
 
 
@@ -107,6 +107,6 @@ def _lowest(
         given = scores(vectors, held, manifest.precision, manifest.dim)
         itself = np.flatnonzero((rows >= start) & (rows < start + len(batch)))
         given[itself, rows[itself] - start] = -np.inf
-        best = np.sort(np.concatenate([best, given], axis=1), axis=1)[:, -NEIGHBOURS:]
+        best = np.partition(np.concatenate([best, given], axis=1), -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:]
         start += len(batch)
-    return best[:, -min(NEIGHBOURS, manifest.rows - 1)]
+    return np.sort(best, axis=1)[:, -min(NEIGHBOURS, manifest.rows - 1)]

@@ -7,6 +7,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -92,7 +93,7 @@ class Searcher:
         if encoder is None or isinstance(encoder, str | Path):
             name = manifest.encoder if encoder is None else encoder
             _check_encoder(folder, manifest, name, given=encoder is not None)
-            opened = lambda: (load or _from_pretrained)(name)  # noqa: E731 (a def cannot have the type above)
+            opened = partial(load or _from_pretrained, name)
         else:
             opened = encoder
         if indexed is not None:

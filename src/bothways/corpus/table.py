@@ -63,8 +63,8 @@ def write_table(place: Path, folder: Path, manifest: Manifest, columns: Sequence
     for name in kept:
         if "." in name or name in TAKEN:
             raise ConfigError(
-                f'{folder}: LanceDB allows no column called "{name}". Name the others with --columns, or encode the '
-                "corpus again with another name."
+                f'{folder}: LanceDB allows no column called "{name}". Name the others: bothways index {folder} '
+                "--columns NAME ..., or encode the corpus again with another name."
             )
     names = [ID, *([TEXT] if manifest.texts else []), *kept]
     schema = _schema(folder, manifest, names)
@@ -141,11 +141,10 @@ def _schema(folder: Path, manifest: Manifest, names: Sequence[str]) -> pa.Schema
         for name in [*names, VECTOR]:
             found = stored.field(name).type if name in stored.names else None
             if found is None or types.setdefault(name, found) != found:
-                raise DataError(
-                    f'{folder}: column "{name}" is {found or "missing"} in {part.file}'
-                    + (f", {types[name]} before" if name in types else "")
-                    + ". Leave it out with --columns, or encode the corpus again."
-                )
+                before = f", {types[name]} before" if name in types else ""
+                others = f"Index the others (bothways index {folder} --columns NAME ...), or encode the corpus again."
+                way_out = others if name in manifest.columns else "Encode the corpus again."
+                raise DataError(f'{folder}: column "{name}" is {found or "missing"} in {part.file}{before}. {way_out}')
     types[VECTOR] = pa.list_(held_type(manifest.precision), manifest.stored_dim)
     return pa.schema([(ROW, pa.int64()), *types.items()])
 
