@@ -14,8 +14,8 @@ from typing import Any
 from benchmarks.frame import Findings
 from benchmarks.peers.condition import CUDA_SHAPES
 from bothways import hardware
-from bothways.encoding.precision import PRECISIONS, Precision, stored_dim
 from bothways.evaluation.tables import markdown
+from bothways.precision import PRECISIONS, Precision, stored_dim
 
 HOUR, DAY = 3600.0, 86400.0
 SPREAD = 0.2

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bothways.corpus import Corpus, embed, search
-from bothways.corpus.layout import fingerprint_of, read_manifest
+from bothways.corpus.fingerprint import encoder_fingerprint
+from bothways.corpus.layout import read_manifest
 from bothways.data import Document
 from bothways.errors import ConfigError, DataError
 
@@ -50,7 +51,7 @@ def test_texts_ids_and_vectors_are_written(tmp_path: Path, monkeypatch: pytest.M
     assert columns["id"].to_pylist() == ["x", "y", "z", "w"]
     assert columns["vector"].to_pylist() == [[2, 1, 0], [0, 3, 0], [0, 0, 1], [0, 3, 0]]
     facts = json.loads(columns.schema.metadata[b"bothways"])
-    assert facts == {"dim": 3, "precision": "float32", "fingerprint": fingerprint_of(saved)}
+    assert facts == {"dim": 3, "precision": "float32", "fingerprint": encoder_fingerprint(saved)}
     manifest = read_manifest(folder)
     assert (manifest.encoder, manifest.dim, manifest.rows) == (str(saved), 3, 4)
 

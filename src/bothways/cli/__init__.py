@@ -29,6 +29,8 @@ VERBS = {
     ),
     "evaluate": ("using", "Measure encoders on local tasks, tf-idf beside them."),
     "encode": ("encoding", "Write the vectors of a corpus as Parquet, resumable."),
+    "index": ("searching", "Index a folder of vectors, so that a large one is searched quickly."),
+    "search": ("searching", "Find the documents of an encoded corpus that are nearest to questions."),
     "show": ("showing", "Show what an encoder is and how it became so."),
     "architectures": ("surveying", "Measure which decoders of transformers become bidirectional."),
     "demo": ("making", "Train an encoder of this machine's documentation, offline, in minutes."),

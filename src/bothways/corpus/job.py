@@ -14,12 +14,14 @@ import pyarrow as pa
 from bothways import folders
 from bothways.corpus import inputs as room
 from bothways.corpus.columns import Kept, kept_columns
+from bothways.corpus.fingerprint import encoder_fingerprint
 from bothways.corpus.inputs import InputFile, Losses, Rejected, Unit
-from bothways.corpus.layout import Manifest, Precision, fingerprint_of
+from bothways.corpus.layout import Manifest
 from bothways.data import OnBadRow, Source
 from bothways.data.hub import HubData
 from bothways.data.rows import TEXT
 from bothways.errors import ConfigError, DataError
+from bothways.precision import Precision, check_precision
 
 JOB, UNITS, LOCK = "job.json", "units.jsonl", ".lock"
 VERSION = 1
@@ -60,9 +62,7 @@ class Encode:
                 raise ConfigError(f"Encode({name}={value}): expected 1 or more.")
         if self.on_bad_row not in get_args(OnBadRow):
             raise ConfigError(f'Encode(on_bad_row="{self.on_bad_row}"): use "raise" or "skip".')
-        if self.precision not in get_args(Precision):
-            known = ", ".join(get_args(Precision))
-            raise ConfigError(f'Encode(precision="{self.precision}") is not known. Use one of {known}.')
+        check_precision(self.precision)
         kept_columns(self.keep)
 
 
@@ -155,7 +155,7 @@ def _planned(job: Job) -> tuple[Job, list[Unit]]:
     losses = Losses(settings.on_bad_row == "skip")
     most = settings.max_row_bytes
     files, types = room.looked_at(job.files, settings.id_column, kept_columns(settings.keep), most, losses)
-    fingerprint = fingerprint_of(job.encoder, job.opening.get("revision"))
+    fingerprint = encoder_fingerprint(job.encoder, job.opening.get("revision"))
     counted: list[InputFile] = []
     units: list[Unit] = []
     for number, file in enumerate(files):
@@ -184,7 +184,7 @@ def _same(old: Job, new: Job) -> Job:
             f"{old.out} holds a job with {name}={old.opening.get(name)!r}, now it is {new.opening[name]!r}. {way_out}"
         )
     _same_files(old, new, way_out)
-    found = fingerprint_of(new.encoder, new.opening.get("revision"))
+    found = encoder_fingerprint(new.encoder, new.opening.get("revision"))
     if found != old.fingerprint:
         raise ConfigError(
             f"{old.out} holds vectors of another encoder: the files of {old.encoder} were {old.fingerprint[:12]}, "

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,20 +15,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bothways.errors import DataError
+from bothways.precision import PRECISIONS, Precision, stored_dim
 
 MANIFEST = "corpus.json"
 VERSION = 1
 ID, TEXT, VECTOR = "id", "text", "vector"
-Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-STORED = {
-    "float32": pa.float32(),
-    "float16": pa.float16(),
-    "int8": pa.int8(),
-    "uint8": pa.uint8(),
-    "binary": pa.int8(),
-    "ubinary": pa.uint8(),
-}
-"""Precision of a vector -> the type of its numbers in Parquet. Of "binary" and "ubinary" each holds 8 of them."""
+ROWS_AT_ONCE = 2048
+"""Rows of a part that are in memory at a time, where they are streamed."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +61,7 @@ class Manifest:
     @property
     def stored_dim(self) -> int:
         """Numbers of a stored vector."""
-        return -(-self.dim // 8) if self.precision in ("binary", "ubinary") else self.dim
+        return stored_dim(self.dim, self.precision)
 
     def schema(self, columns: dict[str, pa.DataType] | None = None) -> pa.Schema:
         """Of every part: id, text where it is kept, `columns` of the given types, vector of fixed size.
@@ -77,7 +70,7 @@ class Manifest:
         taken out of its folder still says what it is.
         """
         names = [(ID, pa.string()), *([(TEXT, pa.string())] if self.texts else []), *(columns or {}).items()]
-        vector = pa.list_(STORED[self.precision], self.stored_dim)
+        vector = pa.list_(pa.from_numpy_dtype(PRECISIONS[self.precision]), self.stored_dim)
         facts = {"fingerprint": self.fingerprint, "dim": self.dim, "precision": self.precision}
         return pa.schema([*names, (VECTOR, vector)], metadata={"bothways": json.dumps(facts)})
 
@@ -112,20 +105,6 @@ def read_manifest(folder: str | Path, *, complete: bool = True) -> Manifest:
     return manifest
 
 
-def fingerprint_of(encoder: str | Path, revision: str | None = None) -> str:
-    """SHA-256 of an encoder's weights and settings: of all files of its folder but pages and what is hidden.
-
-    Raises DataError if there is no such folder.
-    """
-    from bothways import loading, provenance
-
-    folder = loading.resolve(encoder, revision)
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".md"]
-    return provenance.fingerprint_files(
-        [path for path in files if not any(name.startswith(".") for name in path.relative_to(folder).parts)]
-    )
-
-
 def column_of(vectors: NDArray[Any], schema: pa.Schema) -> pa.Array:
     """Vectors, shape (rows, stored dim), as the column that the schema wants."""
     kind = schema.field(VECTOR).type
@@ -143,8 +122,23 @@ def vectors_of(column: pa.ChunkedArray | pa.Array) -> NDArray[Any]:
 def tables(folder: str | Path, manifest: Manifest, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The parts of a folder one by one, some `columns` of them or all. Raises DataError for one that is missing."""
     for part in manifest.parts:
-        path = Path(folder) / part.file
-        if not path.is_file():
-            raise DataError(f"{folder}: {part.file} is missing, which {MANIFEST} lists. Encode the corpus again.")
         # Read as one file, so that a parent folder named key=value does not become a column.
-        yield pq.ParquetFile(path).read(columns)
+        yield pq.ParquetFile(path_of(folder, part)).read(columns)
+
+
+def batches(
+    folder: str | Path, manifest: Manifest, columns: list[str] | None = None, rows: int = ROWS_AT_ONCE
+) -> Iterator[pa.RecordBatch]:
+    """The same a few `rows` at a time, for what must not hold a whole part in memory."""
+    for part in manifest.parts:
+        # Closed behind each part: a corpus may have more of them than a process may have open files.
+        with pq.ParquetFile(path_of(folder, part)) as file:
+            yield from file.iter_batches(rows, columns=columns)
+
+
+def path_of(folder: str | Path, part: Part) -> Path:
+    """Where a part is. Raises DataError if it is missing."""
+    path = Path(folder) / part.file
+    if not path.is_file():
+        raise DataError(f"{folder}: {part.file} is missing, which {MANIFEST} lists. Encode the corpus again.")
+    return path

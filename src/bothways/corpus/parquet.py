@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bothways.corpus.layout import ID, TEXT, VECTOR, Manifest, Part, column_of, fingerprint_of
+from bothways.corpus.fingerprint import encoder_fingerprint
+from bothways.corpus.layout import ID, TEXT, VECTOR, Manifest, Part, column_of
 from bothways.data import Document
 from bothways.errors import DataError
 from bothways.folders import new_folder, refuse_taken
@@ -89,7 +90,7 @@ def embed(
     if not documents:
         raise DataError(f"embed into {out}: there is no document. Give at least one.")
     named = [item if isinstance(item, Document) else Document(str(place), item) for place, item in enumerate(documents)]
-    fingerprint = "" if saved is None else fingerprint_of(saved)
+    fingerprint = "" if saved is None else encoder_fingerprint(saved)
     manifest = Manifest(encoder="" if saved is None else str(saved), fingerprint=fingerprint, dim=0)
     with new_folder(out) as partial:
         dim = _write(encoder, named, partial / FILE, manifest)

@@ -2,7 +2,7 @@
 
 from bothways.encoding.asked import Ask, Asked, Output, Overflow
 from bothways.encoding.flow import Computes, TokenVectors, encode
-from bothways.encoding.precision import PRECISIONS, Precision, quantise, stored_dim
+from bothways.precision import PRECISIONS, Precision, quantise, stored_dim
 
 __all__ = [
     "PRECISIONS",

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
-from bothways.encoding.precision import Precision, check_precision
 from bothways.errors import ConfigError, did_you_mean
+from bothways.precision import Precision, check_precision
 
 Overflow = Literal["truncate", "chunk", "error"]
 Output = Literal["text", "token"]

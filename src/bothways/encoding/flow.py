@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from bothways import hardware
 from bothways.encoding.asked import Asked
-from bothways.encoding.precision import PRECISIONS, quantise, stored_dim
 from bothways.encoding.reading import AROUND, WINDOW, Item, Reader, ahead, distinct
 from bothways.packing import Packing, Rows
+from bothways.precision import PRECISIONS, quantise, stored_dim
 from bothways.provenance import EncoderSettings
 from bothways.text import TextIds
 
