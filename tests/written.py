@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bothways.corpus.layout import STORED, Manifest, Part, Precision
+from bothways.corpus.layout import Manifest, Part
+from bothways.precision import PRECISIONS, Precision
 
 
 def rounded(vectors: np.ndarray, precision: Precision) -> np.ndarray:
@@ -45,7 +46,7 @@ def corpus(
     stored, parts = rounded(vectors, precision), []
     for number, start in enumerate(range(0, len(vectors), rows_of_part)):
         span = slice(start, start + rows_of_part)
-        flat = pa.array(stored[span].ravel(), STORED[precision])
+        flat = pa.array(stored[span].ravel(), pa.from_numpy_dtype(PRECISIONS[precision]))
         column = pa.FixedSizeListArray.from_arrays(flat, manifest.stored_dim)
         ids = [f"d{row}" for row in range(start, start + len(column))]
         table = pa.table([ids, texts[span], *(values[span] for values in columns.values()), column], schema=schema)

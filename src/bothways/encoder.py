@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways import artefact, encoding, hardware, loading, stock
+from bothways import artefact, hardware, loading, stock
 from bothways import text as texts_room
 from bothways.artefact import Adapter
 from bothways.bidirectional.attention import says_bidirectional
-from bothways.encoding import Ask, Asked
+from bothways.encoding import Ask, Asked, flow
 from bothways.errors import ConfigError, DataError
 from bothways.folders import new_folder
 from bothways.head import Head
@@ -230,7 +230,7 @@ class Encoder(nn.Module):
 
         - `tokens_per_batch`: tokens that go through the model at once; None: what is fast on the device;
         - `truncate_dim`: only so many of the first numbers, of unit length again (Matryoshka);
-        - `precision`: float32, float16, int8, uint8, binary or ubinary, see `encoding.quantise`;
+        - `precision`: float32, float16, int8, uint8, binary or ubinary, see `precision.quantise`;
         - `output`: "text", or "token" for a list of `TokenVectors` (ids, spans in the text, vectors) instead;
         - `overflow`: a text longer than `settings.max_length` tokens is cut at its end ("truncate", the default),
           computed in pieces of that length and pooled over all of them ("chunk"), each with a warning that counts
@@ -276,7 +276,7 @@ class Encoder(nn.Module):
         training = self.training
         self.eval()
         try:
-            found = encoding.encode(self, texts, around, asked)
+            found = flow.encode(self, texts, around, asked)
         finally:
             self.train(training)
         if as_tensor:

@@ -11,10 +11,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL so many seconds after a folder has so many parts."""
+
+    folder: Path
+    parts: int
+    seconds: float
+    at_most: float = 120.0
+    """Seconds to wait for the parts."""
 
 
 class Forks:
@@ -35,12 +47,15 @@ class Forks:
     def _line(self) -> str:
         return self.server.stdout.readline().strip()
 
-    def run(self, job: dict[str, Any], kill_after: float | None = None) -> tuple[int, dict[str, int]]:
-        """Exit code of a job (-9 if it was killed), and what it measured; killed after some seconds if it lasts."""
+    def run(self, job: dict[str, Any], kill: Kill | None = None) -> tuple[int, dict[str, int]]:
+        """Exit code of a job (-9 if it was killed), and what it measured."""
         print(json.dumps(job, default=str), file=self.server.stdin, flush=True)
         pid = int(self._line())
-        if kill_after is not None:
-            time.sleep(kill_after)
+        if kill is not None:
+            ends = time.monotonic() + kill.at_most
+            while len(list(kill.folder.glob("part-*.parquet"))) < kill.parts and time.monotonic() < ends:
+                time.sleep(0.001)
+            time.sleep(kill.seconds)
             # Until the server has heard that it may, nobody takes the pid.
             os.kill(pid, signal.SIGKILL)
         print("wait", file=self.server.stdin, flush=True)

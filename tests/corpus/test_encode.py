@@ -34,7 +34,8 @@ class Letters:
     def __init__(self) -> None:
         self.calls: list[int] = []
 
-    def encode_document(self, texts: list[str], /) -> Any:
+    def encode_document(self, texts: list[str], /, **asked: Any) -> Any:
+        assert not {name for name, value in asked.items() if value not in (None, "float32", "truncate")}
         self.calls.append(len(texts))
         if "breaks" in texts:
             raise RuntimeError("the model broke")
@@ -42,8 +43,8 @@ class Letters:
             warnings.warn(f"{len(texts)} texts were cut", stacklevel=2)
         return np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
 
-    def encode(self, texts: list[str], /, *, instruction: str) -> Any:
-        return self.encode_document([instruction + text for text in texts])
+    def encode(self, texts: list[str], /, *, instruction: str, **asked: Any) -> Any:
+        return self.encode_document([instruction + text for text in texts], **asked)
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> Letters:
 def model(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "model" / "modules.json").write_text("[]")
     return tmp_path / "model"
 
 

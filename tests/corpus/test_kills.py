@@ -15,7 +15,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from forking import Forks
+from forking import Forks, Kill
 
 from bothways import convert
 from bothways.corpus.layout import ID, VECTOR, read_manifest, tables, vectors_of
@@ -64,11 +64,11 @@ def finished(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("rows", "rows_per_part", "latest"),
-    [(3001, 40, 0.2), pytest.param(100_000, 1000, 0.08, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    ("rows", "rows_per_part"),
+    [(3001, 40), pytest.param(100_000, 1000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
 def test_killed_at_random_moments_and_run_again_equals_uninterrupted(
-    rows: int, rows_per_part: int, latest: float, encoder: Path, forks: Forks, tmp_path: Path
+    rows: int, rows_per_part: int, encoder: Path, forks: Forks, tmp_path: Path
 ) -> None:
     """SIGKILL while it plans, opens the encoder, encodes, and around the moment at which a part takes its name."""
     inputs = [write_rows(tmp_path / "rows.jsonl", rows, bad_every=601)]
@@ -80,22 +80,26 @@ def test_killed_at_random_moments_and_run_again_equals_uninterrupted(
     assert code == 0, (tmp_path / "said").read_text()
 
     draw, out = random.Random(6), tmp_path / "out"
-    moments: list[str | float] = ["units.jsonl", "job.json", "before", "after"]
-    # So late at most that there is something left to do for the last one.
-    moments += [draw.uniform(0.02, latest) * seconds for _ in range(KILLS - len(moments))]
+    parts = -(-rows // rows_per_part)
+    moments: list[str | int] = ["before", "after"]
+    # By parts that are new, as seconds are another number of them on every machine: none is at once.
+    moments += [number % 3 for number in range(KILLS - 4)]
     draw.shuffle(moments)
-    moments.sort(key=lambda moment: moment not in ("units.jsonl", "job.json"))
+    moments = ["units.jsonl", "job.json", *moments]
     kept: dict[str, tuple[int, int]] = {}
     progress = []
     for moment in moments:
-        named = isinstance(moment, str)
-        code, _ = forks.run({**job, "out": out, "kill": moment if named else ""}, None if named else moment)
+        if isinstance(moment, str):
+            code, _ = forks.run({**job, "out": out, "kill": moment})
+        else:
+            delay = draw.uniform(0, seconds / parts if moment else seconds / 5)
+            code, _ = forks.run({**job, "out": out}, Kill(out, len(kept) + moment, delay))
         assert code == -signal.SIGKILL, (moment, progress)
         now = finished(out)
         assert kept.items() <= now.items(), moment
         progress.append(len(now))
         kept = now
-    assert progress[-1] < -(-rows // rows_per_part)
+    assert progress[-1] < parts
     assert len(set(progress)) > 5, (seconds, progress)
     assert forks.run({**job, "out": out})[0] == 0, (tmp_path / "said").read_text()
     assert kept.items() <= finished(out).items()

@@ -40,6 +40,7 @@ def test_texts_ids_and_vectors_are_written(tmp_path: Path, monkeypatch: pytest.M
     saved = tmp_path / "encoder"
     saved.mkdir()
     (saved / "model.safetensors").write_bytes(b"weights")
+    (saved / "modules.json").write_text("[]")
     folder = embed(encoder, DOCUMENTS, tmp_path / "new" / "vectors", saved=saved)
     assert encoder.calls == [3, 1]
     assert sorted(item.name for item in folder.iterdir()) == ["corpus.json", "part-00000.parquet"]

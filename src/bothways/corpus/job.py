@@ -20,6 +20,7 @@ from bothways.corpus.layout import Manifest
 from bothways.data import OnBadRow, Source
 from bothways.data.hub import HubData
 from bothways.data.rows import TEXT
+from bothways.encoding import Overflow
 from bothways.errors import ConfigError, DataError
 from bothways.precision import Precision, check_precision
 
@@ -28,6 +29,8 @@ VERSION = 1
 MAX_ROW_BYTES = 16 << 20
 MAY_CHANGE = ("on_bad_row", "max_row_bytes")
 """Settings that decide about bad rows alone: until one was left out, what is done does not depend on them."""
+CHANGES_NOTHING = ("tokens_per_batch",)
+"""Settings that a run may have otherwise than the one before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +57,23 @@ class Encode:
     """Numbers of the vectors: float32, float16, int8, uint8, binary or ubinary."""
     truncate_dim: int | None = None
     """Only so many of the first numbers of a vector."""
+    overflow: Overflow = "truncate"
+    """What is done with a text of more tokens than the encoder reads: cut it (truncate), compute it in pieces (chunk),
+    or stop there (error)."""
+    tokens_per_batch: int | None = None
+    """Tokens that go through the model at once; None: what is fast on the device. Changes speed and memory alone."""
 
     def __post_init__(self) -> None:
-        for name in ("max_row_bytes", "rows_per_part", "truncate_dim"):
+        for name in ("max_row_bytes", "rows_per_part", "truncate_dim", "tokens_per_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"Encode({name}={value}): expected 1 or more.")
         if self.on_bad_row not in get_args(OnBadRow):
             raise ConfigError(f'Encode(on_bad_row="{self.on_bad_row}"): use "raise" or "skip".')
         check_precision(self.precision)
+        if self.overflow not in get_args(Overflow):
+            known = ", ".join(f'"{name}"' for name in get_args(Overflow))
+            raise ConfigError(f'Encode(overflow="{self.overflow}"): use one of {known}.')
         kept_columns(self.keep)
 
 
@@ -174,7 +185,8 @@ def _same(old: Job, new: Job) -> Job:
     way_out = "Give the command it was begun with and it goes on, or name another --out."
     for name in (item.name for item in fields(Encode)):
         was, now = getattr(old.settings, name), getattr(new.settings, name)
-        if was == now or (name == "rows_per_part" and now is None) or (name in MAY_CHANGE and not _has_bad_rows(old)):
+        free = name in CHANGES_NOTHING or (name in MAY_CHANGE and not _has_bad_rows(old))
+        if was == now or free or (name == "rows_per_part" and now is None):
             continue
         raise ConfigError(f"{old.out} holds a job with {name}={was!r}, now it is {now!r}. {way_out}")
     if old.opening != new.opening:
@@ -190,7 +202,7 @@ def _same(old: Job, new: Job) -> Job:
             f"{old.out} holds vectors of another encoder: the files of {old.encoder} were {old.fingerprint[:12]}, "
             f"those of {new.encoder} are {found[:12]}. Vectors of two encoders do not compare. {way_out}"
         )
-    kept = {name: getattr(new.settings, name) for name in MAY_CHANGE}
+    kept = {name: getattr(new.settings, name) for name in (*MAY_CHANGE, *CHANGES_NOTHING)}
     return replace(old, settings=replace(old.settings, **kept))
 
 

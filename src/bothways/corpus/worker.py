@@ -113,8 +113,8 @@ class Worker:
     def vectors(self, texts: list[str]) -> Any:
         """The vectors of some texts as they are stored, shape (texts, stored dim)."""
         settings = self.job.settings
-        options = {"precision": settings.precision, "truncate_dim": settings.truncate_dim}
-        wanted = {name: value for name, value in options.items() if value != getattr(type(settings), name)}
+        names = ("precision", "truncate_dim", "overflow", "tokens_per_batch")
+        wanted = {name: getattr(settings, name) for name in names}
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             if settings.instruction is None:

@@ -1,19 +1,8 @@
-"""Many texts -> vectors, as fast as one machine can: what `Encoder.encode` does with the model's forward pass."""
+"""Many texts -> vectors, as fast as one machine can: what `Encoder.encode` does with the model's forward pass.
 
-from bothways.encoding.asked import Ask, Asked, Output, Overflow
-from bothways.encoding.flow import Computes, TokenVectors, encode
-from bothways.precision import PRECISIONS, Precision, quantise, stored_dim
+Here is what can be asked; `flow.encode` answers it.
+"""
 
-__all__ = [
-    "PRECISIONS",
-    "Ask",
-    "Asked",
-    "Computes",
-    "Output",
-    "Overflow",
-    "Precision",
-    "TokenVectors",
-    "encode",
-    "quantise",
-    "stored_dim",
-]
+from bothways.encoding.asked import Ask, Asked, Output, Overflow, TokenVectors
+
+__all__ = ["Ask", "Asked", "Output", "Overflow", "TokenVectors"]

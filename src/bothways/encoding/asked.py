@@ -65,3 +65,17 @@ class Asked:
         if not 1 <= wanted <= dim:
             raise ConfigError(f"{self.call}: truncate_dim={wanted}, but the encoder's vectors have {dim} numbers.")
         return wanted
+
+
+@dataclass(frozen=True)
+class TokenVectors:
+    """The tokens of one text, without special tokens, instruction and prompt."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    """First character of each token in the text, and the one behind its last."""
+    vectors: Any
+    """Their last hidden states, not scaled to unit length: array or tensor, shape (tokens, dim)."""
+
+    def __len__(self) -> int:
+        return len(self.ids)

@@ -6,7 +6,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bothways import hardware
-from bothways.encoding.asked import Asked
+from bothways.encoding.asked import Asked, TokenVectors
 from bothways.encoding.reading import AROUND, WINDOW, Item, Reader, ahead, distinct
 from bothways.packing import Packing, Rows
 from bothways.precision import PRECISIONS, quantise, stored_dim
@@ -48,20 +47,6 @@ class Computes(Protocol):
     def rows(self, texts: Sequence[str], around: Sequence[AROUND], *, with_spans: bool = False) -> list[TextIds]: ...
 
     def pieces(self, text: str, around: AROUND, *, with_spans: bool = False) -> list[tuple[int, TextIds]]: ...
-
-
-@dataclass(frozen=True)
-class TokenVectors:
-    """The tokens of one text, without special tokens, instruction and prompt."""
-
-    ids: list[int]
-    spans: list[tuple[int, int]]
-    """First character of each token in the text, and the one behind its last."""
-    vectors: Any
-    """Their last hidden states, not scaled to unit length: array or tensor, shape (tokens, dim)."""
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @torch.no_grad()
