@@ -35,22 +35,31 @@ class Forks:
     def _line(self) -> str:
         return self.server.stdout.readline().strip()
 
-    def run(self, job: dict[str, Any], kill_after: float | None = None) -> tuple[int, dict[str, int]]:
-        """Exit code of a job (-9 if it was killed), and what it measured; killed after some seconds if it lasts."""
+    def run(self, job: dict[str, Any], kill_after: tuple[int, float] | None = None) -> tuple[int, int]:
+        """Exit code of a job (-9 if it was killed) and its peak memory in KiB; killed so many parts and seconds on."""
+        there = parts(job["out"])
         print(json.dumps(job, default=str), file=self.server.stdin, flush=True)
         pid = int(self._line())
         if kill_after is not None:
-            time.sleep(kill_after)
+            more, seconds = kill_after
+            begun = time.monotonic()
+            while parts(job["out"]) < there + more and time.monotonic() < begun + 60:
+                time.sleep(0.002)
+            time.sleep(seconds)
             # Until the server has heard that it may, nobody takes the pid.
             os.kill(pid, signal.SIGKILL)
         print("wait", file=self.server.stdin, flush=True)
         code, peak = map(int, self._line().split())
-        return code, {"peak": peak}
+        return code, peak
 
     def close(self) -> None:
         self.server.stdin.close()
         self.server.stdout.close()
         self.server.wait(30)
+
+
+def parts(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("part-*.parquet"))
 
 
 def main() -> None:

@@ -52,6 +52,8 @@ class Encoded:
     seconds: float
     written: Path
     """The folder, or what was made of it in another format."""
+    whole: bool = True
+    """Whether this is what the job has come to; in all but the first process of a launch it is its own share."""
 
 
 def encode(
@@ -91,10 +93,10 @@ def encode(
         # The first one plans; what it has kept is read.
         launch.wait(where)
         job, units = jobs.read(out)
-        one_after_another(
-            job, [unit for unit in units[where.rank :: where.processes] if not job.is_done(unit)], Silence()
-        )
-        return _result(job, units, begun, 0, out)
+        share = [unit for unit in units[where.rank :: where.processes] if not job.is_done(unit)]
+        one_after_another(job, share, Silence())
+        rows = sum(unit.rows for unit in share)
+        return Encoded(out, rows, 0, (), rows, time.monotonic() - begun, out, whole=False)
     with _alone(out):
         kind = hardware.choose_device(devices[0] if devices else None).value.type
         rows = ROWS_ON_CPU if kind == "cpu" else ROWS_ON_GPU
