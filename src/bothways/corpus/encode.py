@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -216,6 +215,7 @@ def _lines(job: Job, files: Sequence[Path]) -> Iterator[str]:
 def _alone(out: Path) -> Iterator[None]:
     """Nobody else works in the folder. Raises ConfigError if somebody does."""
     jobs.refuse_others(out)
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / jobs.LOCK)
     try:
@@ -228,4 +228,6 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release()
         if [item.name for item in out.iterdir()] in ([], [jobs.LOCK]):
             # Nothing was begun.
-            shutil.rmtree(out, ignore_errors=True)
+            (out / jobs.LOCK).unlink(missing_ok=True)
+            if new:
+                out.rmdir()
