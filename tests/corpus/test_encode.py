@@ -19,7 +19,7 @@ import pytest
 from filelock import FileLock
 
 from bothways.corpus import Corpus, Encode, Encoded, encode
-from bothways.corpus.job import read
+from bothways.corpus.job import begin, read
 from bothways.corpus.layout import read_manifest, tables
 from bothways.corpus.worker import Done, Worker
 from bothways.errors import ConfigError, DataError
@@ -446,6 +446,20 @@ def test_a_corpus_without_a_row_to_use_is_an_error(model: Path, letters: Letters
         DataError, match=r'out: no vector, all 2 rows are bad\. The first:\nb\.jsonl line 1: "text" is null'
     ):
         encode(model, [lines(tmp_path / "b.jsonl", [{"text": None}] * 2)], tmp_path / "out", Encode(on_bad_row="skip"))
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(1, [1024] * 3 + [928]), (2, [512] * 7 + [416])])
+def test_a_small_corpus_has_parts_for_every_process(
+    processes: int, parts: list[int], model: Path, letters: Letters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bothways.corpus.job.PIECES", 32)
+    rows = lines(tmp_path / "rows.txt", [f"a{i}\n" for i in range(4000)])
+    job, units = begin(model, [rows], tmp_path / "out", Encode(), {}, 8192, processes)
+    assert [unit.rows for unit in units] == parts
+    assert job.settings.rows_per_part == parts[0]
+    assert [unit.number for unit in units] == list(range(len(parts)))
+    encode(model, [rows], tmp_path / "out")
+    assert table(tmp_path / "out")["text"] == [f"a{i}" for i in range(4000)]
 
 
 def test_a_worker_can_be_sent_before_and_after_it_has_worked(

@@ -99,7 +99,8 @@ def encode(
     with _alone(out):
         kind = hardware.choose_device(devices[0] if devices else None).value.type
         rows = ROWS_ON_CPU if kind == "cpu" else ROWS_ON_GPU
-        job, units = jobs.begin(encoder, inputs, out, settings, dict(opening or {}), rows)
+        workers = max(len(devices), 1) * processes * where.processes
+        job, units = jobs.begin(encoder, inputs, out, settings, dict(opening or {}), rows, workers)
         for partial in out.glob(f".*{PARTIAL}"):
             partial.unlink()
         launch.wait(where)
