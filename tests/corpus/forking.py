@@ -11,22 +11,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SOURCE = str(Path(__file__).resolve().parents[2] / "src")
-
-
-@dataclass(frozen=True)
-class Kill:
-    """SIGKILL so many seconds after a folder has so many parts."""
-
-    folder: Path
-    parts: int
-    seconds: float
-    at_most: float = 120.0
-    """Seconds to wait for the parts."""
 
 
 class Forks:
@@ -47,25 +35,31 @@ class Forks:
     def _line(self) -> str:
         return self.server.stdout.readline().strip()
 
-    def run(self, job: dict[str, Any], kill: Kill | None = None) -> tuple[int, dict[str, int]]:
-        """Exit code of a job (-9 if it was killed), and what it measured."""
+    def run(self, job: dict[str, Any], kill_after: tuple[int, float] | None = None) -> tuple[int, int]:
+        """Exit code of a job (-9 if it was killed) and its peak memory in KiB; killed so many parts and seconds on."""
+        there = parts(job["out"])
         print(json.dumps(job, default=str), file=self.server.stdin, flush=True)
         pid = int(self._line())
-        if kill is not None:
-            ends = time.monotonic() + kill.at_most
-            while len(list(kill.folder.glob("part-*.parquet"))) < kill.parts and time.monotonic() < ends:
-                time.sleep(0.001)
-            time.sleep(kill.seconds)
+        if kill_after is not None:
+            more, seconds = kill_after
+            begun = time.monotonic()
+            while parts(job["out"]) < there + more and time.monotonic() < begun + 60:
+                time.sleep(0.002)
+            time.sleep(seconds)
             # Until the server has heard that it may, nobody takes the pid.
             os.kill(pid, signal.SIGKILL)
         print("wait", file=self.server.stdin, flush=True)
         code, peak = map(int, self._line().split())
-        return code, {"peak": peak}
+        return code, peak
 
     def close(self) -> None:
         self.server.stdin.close()
         self.server.stdout.close()
         self.server.wait(30)
+
+
+def parts(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("part-*.parquet"))
 
 
 def main() -> None:

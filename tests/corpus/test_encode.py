@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import re
 import warnings
 from collections.abc import Sequence
@@ -18,9 +19,9 @@ import pytest
 from filelock import FileLock
 
 from bothways.corpus import Corpus, Encode, Encoded, encode
-from bothways.corpus.job import read
+from bothways.corpus.job import begin, read
 from bothways.corpus.layout import read_manifest, tables
-from bothways.corpus.worker import Worker
+from bothways.corpus.worker import Done, Worker
 from bothways.errors import ConfigError, DataError
 
 WAY_OUT = "Fix the row, or pass --on-bad-row skip (skips are counted and listed)."
@@ -217,6 +218,10 @@ def test_a_folder_is_not_shared_and_not_taken(rows: Path, model: Path, letters: 
     with pytest.raises(DataError, match=r"none\.txt: no such file"):
         encode(model, [tmp_path / "none.txt"], tmp_path / "new")
     assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"none\.txt: no such file"):
+        encode(model, [tmp_path / "none.txt"], tmp_path / "empty")
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 def test_numpy_is_made_of_the_parts_and_on_a_later_run_too(
@@ -443,6 +448,34 @@ def test_a_corpus_without_a_row_to_use_is_an_error(model: Path, letters: Letters
         DataError, match=r'out: no vector, all 2 rows are bad\. The first:\nb\.jsonl line 1: "text" is null'
     ):
         encode(model, [lines(tmp_path / "b.jsonl", [{"text": None}] * 2)], tmp_path / "out", Encode(on_bad_row="skip"))
+
+
+@pytest.mark.parametrize(("processes", "parts"), [(1, [1024] * 3 + [928]), (2, [512] * 7 + [416])])
+def test_a_small_corpus_has_parts_for_every_process(
+    processes: int, parts: list[int], model: Path, letters: Letters, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bothways.corpus.job.PIECES", 32)
+    rows = lines(tmp_path / "rows.txt", [f"a{i}\n" for i in range(4000)])
+    job, units = begin(model, [rows], tmp_path / "out", Encode(), {}, 8192, processes)
+    assert [unit.rows for unit in units] == parts
+    assert job.settings.rows_per_part == parts[0]
+    assert [unit.number for unit in units] == list(range(len(parts)))
+    encode(model, [rows], tmp_path / "out")
+    assert table(tmp_path / "out")["text"] == [f"a{i}" for i in range(4000)]
+
+
+def test_a_worker_can_be_sent_before_and_after_it_has_worked(
+    rows: Path, model: Path, letters: Letters, tmp_path: Path
+) -> None:
+    encode(model, [rows], tmp_path / "out", Encode(keep=("year",), rows_per_part=3))
+    job, units = read(tmp_path / "out")
+    worker = Worker(job)
+    for number in (1, 2):
+        job.part(units[number]).unlink()
+        worker, unit = pickle.loads(pickle.dumps((worker, units[number])))
+        assert worker.do(unit) == Done(number, unit.rows, 0)
+        worker.close()
+    assert table(tmp_path / "out")["id"] == [row["id"] for row in ROWS]
 
 
 def test_a_job_is_read_as_it_was_written(rows: Path, model: Path, letters: Letters, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parent))
 
-from forking import Forks, Kill
+from forking import Forks
 
 from bothways import convert
 from bothways.corpus.layout import ID, VECTOR, read_manifest, tables, vectors_of
@@ -65,7 +65,7 @@ def finished(folder: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.parametrize(
     ("rows", "rows_per_part"),
-    [(3001, 40), pytest.param(100_000, 1000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
+    [(3001, 35), pytest.param(100_000, 1000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
 )
 def test_killed_at_random_moments_and_run_again_equals_uninterrupted(
     rows: int, rows_per_part: int, encoder: Path, forks: Forks, tmp_path: Path
@@ -80,27 +80,23 @@ def test_killed_at_random_moments_and_run_again_equals_uninterrupted(
     assert code == 0, (tmp_path / "said").read_text()
 
     draw, out = random.Random(6), tmp_path / "out"
-    parts = -(-rows // rows_per_part)
-    moments: list[str | int] = ["before", "after"]
-    # By parts that are new, as seconds are another number of them on every machine: none is at once.
-    moments += [number % 3 for number in range(KILLS - 4)]
-    draw.shuffle(moments)
-    moments = ["units.jsonl", "job.json", *moments]
+    # Some parts on, and then anywhere within the next ones, where there still are some.
+    each = seconds / -(-rows // rows_per_part)
+    moments = [(draw.randint(0, 3), draw.uniform(0, 2) * each) for _ in range(KILLS - 4)]
+    placed: list[str | tuple[int, float]] = ["before", "after", *moments]
+    draw.shuffle(placed)
     kept: dict[str, tuple[int, int]] = {}
     progress = []
-    for moment in moments:
-        if isinstance(moment, str):
-            code, _ = forks.run({**job, "out": out, "kill": moment})
-        else:
-            delay = draw.uniform(0, seconds / parts if moment else seconds / 5)
-            code, _ = forks.run({**job, "out": out}, Kill(out, len(kept) + moment, delay))
+    for moment in ["units.jsonl", "job.json", *placed]:
+        named = isinstance(moment, str)
+        code, _ = forks.run({**job, "out": out, "kill": moment if named else ""}, None if named else moment)
         assert code == -signal.SIGKILL, (moment, progress)
         now = finished(out)
         assert kept.items() <= now.items(), moment
         progress.append(len(now))
         kept = now
-    assert progress[-1] < parts
-    assert len(set(progress)) > 5, (seconds, progress)
+    assert progress[-1] < -(-rows // rows_per_part)
+    assert len(set(progress)) > 9, progress
     assert forks.run({**job, "out": out})[0] == 0, (tmp_path / "said").read_text()
     assert kept.items() <= finished(out).items()
 
@@ -119,8 +115,8 @@ def test_memory_does_not_grow_with_rows(encoder: Path, forks: Forks, tmp_path: P
     for rows in (2_000, 20_000):
         inputs = [write_rows(tmp_path / f"{rows}.jsonl", rows)]
         job = {"encoder": encoder, "inputs": inputs, "out": tmp_path / str(rows), "settings": {"rows_per_part": 1000}}
-        code, measured = forks.run({**job, "said": tmp_path / "said"})
+        code, peak = forks.run({**job, "said": tmp_path / "said"})
         assert code == 0, (tmp_path / "said").read_text()
-        peaks.append(measured["peak"] / 1024)
+        peaks.append(peak / 1024)
     # 18,000 vectors of 56 numbers alone are 4 MiB, their rows as objects many times that.
-    assert peaks[1] - peaks[0] < 16, peaks
+    assert peaks[1] - peaks[0] < 8, peaks

@@ -59,6 +59,8 @@ def encode(
     except KeyboardInterrupt:
         say(f"encode: interrupted. What is finished stays in {out}; the same command goes on.")
         raise
+    if not done.whole:
+        return
     if done.rejected:
         more = f"\n  and {done.rejected - len(done.listed):,} more" if done.rejected > len(done.listed) else ""
         listed = "\n".join(f"  {line}" for line in done.listed)

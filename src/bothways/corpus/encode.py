@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -52,6 +51,8 @@ class Encoded:
     seconds: float
     written: Path
     """The folder, or what was made of it in another format."""
+    whole: bool = True
+    """Whether this is what the job has come to; in all but the first process of a launch it is its own share."""
 
 
 def encode(
@@ -91,14 +92,15 @@ def encode(
         # The first one plans; what it has kept is read.
         launch.wait(where)
         job, units = jobs.read(out)
-        one_after_another(
-            job, [unit for unit in units[where.rank :: where.processes] if not job.is_done(unit)], Silence()
-        )
-        return _result(job, units, begun, 0, out)
+        share = [unit for unit in units[where.rank :: where.processes] if not job.is_done(unit)]
+        one_after_another(job, share, Silence())
+        rows = sum(unit.rows for unit in share)
+        return Encoded(out, rows, 0, (), rows, time.monotonic() - begun, out, whole=False)
     with _alone(out):
         kind = hardware.choose_device(devices[0] if devices else None).value.type
         rows = ROWS_ON_CPU if kind == "cpu" else ROWS_ON_GPU
-        job, units = jobs.begin(encoder, inputs, out, settings, dict(opening or {}), rows)
+        workers = max(len(devices), 1) * processes * where.processes
+        job, units = jobs.begin(encoder, inputs, out, settings, dict(opening or {}), rows, workers)
         for partial in out.glob(f".*{PARTIAL}"):
             partial.unlink()
         launch.wait(where)
@@ -214,6 +216,7 @@ def _lines(job: Job, files: Sequence[Path]) -> Iterator[str]:
 def _alone(out: Path) -> Iterator[None]:
     """Nobody else works in the folder. Raises ConfigError if somebody does."""
     jobs.refuse_others(out)
+    new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / jobs.LOCK)
     try:
@@ -226,4 +229,6 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release()
         if [item.name for item in out.iterdir()] in ([], [jobs.LOCK]):
             # Nothing was begun.
-            shutil.rmtree(out, ignore_errors=True)
+            (out / jobs.LOCK).unlink(missing_ok=True)
+            if new:
+                out.rmdir()

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,17 @@ def planned(file: InputFile, size: int, most: int, losses: Losses) -> tuple[Inpu
     places = enumerate(starts[: -(-rows // size)])
     units = [Unit(0, 0, min(size, rows - i * size), i * size, byte, line) for i, (byte, line) in places]
     return replace(file, content=digest.hexdigest(), rows=rows), units
+
+
+def joined(units: Sequence[Unit], times: int) -> list[Unit]:
+    """So many units that follow one another in a file as one each, numbered anew."""
+    made: list[Unit] = []
+    for _, own in groupby(units, key=lambda unit: unit.file):
+        pieces = list(own)
+        for start in range(0, len(pieces), times):
+            some = pieces[start : start + times]
+            made.append(replace(some[0], number=len(made), rows=sum(unit.rows for unit in some)))
+    return made
 
 
 def content_of_input(file: InputFile) -> str:

@@ -27,6 +27,10 @@ from bothways.precision import Precision, check_precision
 JOB, UNITS, LOCK = "job.json", "units.jsonl", ".lock"
 VERSION = 1
 MAX_ROW_BYTES = 16 << 20
+PIECES = 16
+"""In so many a part is planned, until it is known how many there are ..."""
+PARTS_OF_A_WORKER = 4
+"""... so that a small corpus has as many parts for each worker, the last of which ends soon after the others."""
 MAY_CHANGE = ("on_bad_row", "max_row_bytes")
 """Settings that decide about bad rows alone: until one was left out, what is done does not depend on them."""
 CHANGES_NOTHING = ("tokens_per_batch",)
@@ -50,7 +54,8 @@ class Encode:
     max_row_bytes: int = MAX_ROW_BYTES
     """A longer line, or text, is a bad row."""
     rows_per_part: int | None = None
-    """Rows that become one file, which is what an interruption costs; None: 8,192 on CPU, 65,536 on a GPU."""
+    """Rows that become one file, which is what an interruption costs; None: at most 8,192 on CPU,
+    65,536 on a GPU, less in a small corpus."""
     instruction: str | None = None
     """Put before every text by the encoder's template; None: the prompt it has stored for documents."""
     precision: Precision = "float32"
@@ -133,10 +138,12 @@ def begin(
     settings: Encode,
     opening: dict[str, Any],
     rows_per_part: int,
+    workers: int = 1,
 ) -> tuple[Job, list[Unit]]:
     """The job of a folder, which is the one it was begun with, or a new one, planned and kept there.
 
-    `rows_per_part` is for settings that leave it open. Raises ConfigError for a job with another encoder, input or
+    Settings that leave it open get `rows_per_part`, or less, where that would leave some of the `workers` without work.
+    Raises ConfigError for a job with another encoder, input or
     setting; DataError for inputs that cannot be read.
     """
     files = room.input_files(inputs, settings.text_column)
@@ -148,8 +155,12 @@ def begin(
         if job != kept:
             write(job, units)
     else:
-        settings = replace(settings, rows_per_part=settings.rows_per_part or rows_per_part)
-        job, units = _planned(Job(out, str(encoder), "", opening, settings, files, {}))
+        size = settings.rows_per_part or max(rows_per_part // PIECES, 1)
+        job, units = _planned(Job(out, str(encoder), "", opening, replace(settings, rows_per_part=size), files, {}))
+        if settings.rows_per_part is None:
+            times = max(1, min(PIECES, len(units) // (PARTS_OF_A_WORKER * workers)))
+            units = room.joined(units, times)
+            job = replace(job, settings=replace(settings, rows_per_part=size * times))
         write(job, units)
     return job, units
 

@@ -32,6 +32,8 @@ class _Member:
     process: Any
     connection: Any
     unit: Unit | None = None
+    told: int = 0
+    """Rows of the unit that were heard of."""
 
 
 def work_in_processes(
@@ -64,9 +66,12 @@ def work_in_processes(
                     heard = member.connection.recv()
                 except (EOFError, OSError):
                     waiting.appendleft(_mourned(member, tries, say))
+                    # What it has told is done again.
+                    tell(-member.told)
                     staff[number] = _hired(run, number, job, member.device, threads)
                     heard = None
                 if isinstance(heard, int):
+                    member.told += heard
                     tell(heard)
                 elif isinstance(heard, tuple):
                     _raised(heard[0], heard[1], member, job)
@@ -100,7 +105,7 @@ def _hired(work: Callable[..., None], number: int, job: Job, device: str | None,
 
 
 def _give(member: _Member, waiting: deque[Unit], tries: Counter[int]) -> None:
-    member.unit = waiting.popleft() if waiting else None
+    member.unit, member.told = waiting.popleft() if waiting else None, 0
     if member.unit is not None:
         tries[member.unit.number] += 1
         # Of one that is gone already one hears when one listens to it.
