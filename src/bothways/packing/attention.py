@@ -78,14 +78,17 @@ def _own(kernel: str, module: nn.Module) -> Callable[..., Any]:
 def _text_by_text(
     kernel: str, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, sight: Sight, **kwargs: Any
 ) -> Tensor:
-    own, parts = _own(kernel, module), []
-    for start, count, length in sight.texts.runs:
-        cut = slice(start, start + count * length)
-        # (1, heads, count * length, dim) -> (count, heads, length, dim)
-        pieces = (
-            item[0, :, cut].unflatten(1, (count, length)).transpose(0, 1) if count > 1 else item[:, :, cut]
-            for item in (query, key, value)
-        )
+    own, parts, runs = _own(kernel, module), [], sight.texts.runs
+    sizes, copied = [count * length for _, count, length in runs], any(count > 1 for _, count, _ in runs)
+    # One cut into all runs: of single slices each would send back a gradient as large as the row.
+    cuts = (item.split(sizes, dim=2) for item in (query, key, value))
+    for (_, count, length), *pieces in zip(runs, *cuts, strict=True):
+        if count > 1:
+            # (1, heads, count * length, dim) -> (count, heads, length, dim)
+            pieces = [item[0].unflatten(1, (count, length)).transpose(0, 1) for item in pieces]
+        elif copied:
+            # The kernel copies texts that stand side by side. A view of one more would hold on to the whole row too.
+            pieces = [item.contiguous() for item in pieces]
         mask: Tensor | None = sight.mask(length)
         if mask is not None and kernel == "eager":
             mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, torch.finfo(query.dtype).min)

@@ -54,21 +54,18 @@ def gradcache(
     # Compiled layers draw other dropout where they keep no graph, so that they keep one that is dropped at once.
     with torch.set_grad_enabled(is_compiled(encoder.model)):
         vectors = [passes.embed(number).detach() for number in range(first)]
-    graphs = [passes.embed(number) for number in range(first, passes.count)]
-    whole = exchange(place, passes.in_order([*vectors, *(graph.detach() for graph in graphs)]), len(rows))
+    graphs = {number: passes.embed(number) for number in range(first, passes.count)}
+    whole = exchange(place, passes.in_order([*vectors, *(graph.detach() for graph in graphs.values())]), len(rows))
     value, slopes, learnt = _slopes(loss, whole)
-    stand_in = sum((passes.stand_in(first + i, graph, slopes) for i, graph in enumerate(graphs)), torch.zeros(()))
-    for weight, slope in learnt:
-        stand_in = stand_in + (weight * slope).sum() / place.processes
-    # A stand-in has the gradient, the value is put beside it.
-    own = value if place.main else torch.zeros_like(value)
-    tokens = sum(passes.tokens(number) for number in range(first, passes.count))
-    del graphs
-    yield Part(stand_in + (own - stand_in.detach()), tokens)
-    del stand_in
-    for number in range(first):
-        stand_in = passes.stand_in(number, passes.embed(number), slopes)
-        yield Part(stand_in - stand_in.detach(), passes.tokens(number))
+    # What stands beside the vectors in one part alone: of the loss its value, of the loss's own weights their gradient.
+    value = value if place.main else torch.zeros_like(value)
+    own = sum(((weight * slope).sum() / place.processes for weight, slope in learnt), torch.zeros(()))
+    # The fullest pass first: what its graph gives back has room for the gradients of the weights.
+    for number in (*graphs, *range(first)):
+        stand_in = own + passes.stand_in(number, graphs.pop(number, None), slopes)
+        yield Part(stand_in + (value - stand_in.detach()), passes.tokens(number))
+        del stand_in
+        value, own = torch.zeros_like(value), torch.zeros(())
 
 
 class Passes:
@@ -112,9 +109,9 @@ class Passes:
             return vectors[0][:0]
         return torch.cat([found for _, found in real])[torch.tensor(order, device=vectors[0].device)]
 
-    def stand_in(self, number: int, vectors: Tensor, slopes: Tensor) -> Float[Tensor, ""]:
-        """A number whose gradient is what the loss sends back through the vectors of this pass."""
-        group = self.groups[number]
+    def stand_in(self, number: int, kept: Tensor | None, slopes: Tensor) -> Float[Tensor, ""]:
+        """A number whose gradient is what the loss sends back through this pass, which is computed unless `kept`."""
+        group, vectors = self.groups[number], self.embed(number) if kept is None else kept
         return (vectors * slopes[group.rows]).sum() * group.weight
 
 
