@@ -31,5 +31,7 @@ def test_long_rows_go_one_by_one_on_the_cpu() -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert hardware.choose_tokens_per_batch(None, cpu, 511).value == hardware.CPU_TOKENS
     assert hardware.choose_tokens_per_batch(None, cpu, 512).value == hardware.LONG_ROW
+    assert hardware.choose_tokens_per_batch(None, cpu, 100, cached=True).value == hardware.LONG_ROW
+    assert hardware.choose_tokens_per_batch(77, cpu, 100, cached=True).value == 77
     assert hardware.choose_tokens_per_batch(None, gpu, 512).value == hardware.GPU_TOKENS
     assert hardware.choose_tokens_per_batch(77, cpu, 512).value == 77

@@ -166,17 +166,22 @@ def choose_training_attention(own: str, device: torch.device, longest: int) -> K
     return Kernel(own, "as the model was loaded")
 
 
-def choose_tokens_per_batch(wish: int | None, device: torch.device, longest: int) -> MicroBatch:
+def choose_tokens_per_batch(
+    wish: int | None, device: torch.device, longest: int, *, cached: bool = False
+) -> MicroBatch:
     """Tokens of one forward and backward pass: `wish` if one is given, else what is fast on the device.
 
     `longest` are the tokens of the longest row. Two long rows at once are no faster on CPU than one after the other,
-    and their activations take twice the memory.
+    and their activations take twice the memory. `cached`: whether the gradient is, so that of the activations of all
+    passes few are in memory, and the size of a pass decides how much that is.
     """
     if wish is not None:
         return MicroBatch(wish, "asked for")
     if device.type == "cpu":
         if longest >= LONG_ROW:
             return MicroBatch(LONG_ROW, "long rows one by one: as fast on CPU, with less memory")
+        if cached:
+            return MicroBatch(LONG_ROW, "small passes for GradCache, which is there to save memory")
         return MicroBatch(CPU_TOKENS, "among the fastest on CPU")
     return MicroBatch(GPU_TOKENS, "a first guess, halved where the memory runs out")
 

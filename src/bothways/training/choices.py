@@ -50,7 +50,12 @@ def choose_tokens(settings: Training, before: Choices | None, device: Any, longe
     """Tokens that go through the model at once. Those of the run before, which may have run out of memory with more."""
     if before is not None:
         return hardware.MicroBatch(before.tokens_per_batch, AGAIN)
-    return hardware.choose_tokens_per_batch(settings.tokens_per_batch, device, longest)
+    return hardware.choose_tokens_per_batch(settings.tokens_per_batch, device, longest, cached=caches(settings))
+
+
+def caches(settings: Training) -> bool:
+    """Whether GradCache is on; stages without contrast have none."""
+    return bool(getattr(settings, "grad_cache", False))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from bothways import hardware
 from bothways.errors import ConfigError
 from bothways.provenance import EncoderSettings
+from bothways.training.choices import caches
 from bothways.training.footprint import Footprint, UncountableError
 from bothways.training.settings import MNTP, Contrastive, Distil, Supervised, Training
 from bothways.training.skeleton import Making, Sizes, Skeleton, refuse_no_decoder
@@ -163,8 +164,10 @@ class _Plan:
 
     @property
     def as_set(self) -> Pass:
-        tokens = hardware.choose_tokens_per_batch(self.settings.tokens_per_batch, self.target.device, self.tokens).value
-        cached = bool(getattr(self.settings, "grad_cache", False))
+        cached = caches(self.settings)
+        tokens = hardware.choose_tokens_per_batch(
+            self.settings.tokens_per_batch, self.target.device, self.tokens, cached=cached
+        ).value
         return Pass(tokens, cached, self.settings.gradient_checkpointing == "on" and self.footprint.can_checkpoint)
 
     def per_pass(self, choice: Pass) -> int:
