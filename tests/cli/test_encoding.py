@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from bothways import convert
+from bothways import convert, corpus
 from bothways.cli import main
+from bothways.corpus import Encoded
 from bothways.corpus.layout import read_manifest
 from bothways.corpus.worker import Worker
 
@@ -37,6 +38,29 @@ def test_the_command_line_says_what_is_wrong_with_it(
     assert call("encode", encoder, "a.txt", "--out", tmp_path / "out", "--device", "cpu", "--devices", "cpu") == 2
     assert "--device and --devices say the same" in capsys.readouterr().err
     assert call("encode", encoder, tmp_path / "a.txt", "--out", tmp_path / "out", "--rows-per-part", 0) != 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "devices"),
+    [
+        ((), ()),
+        (("--device", "cuda:3"), ("cuda:3",)),
+        (("--devices", "cuda:0,cuda:1", "cpu"), ("cuda:0", "cuda:1", "cpu")),
+    ],
+)
+def test_devices_stand_with_commas_or_without(
+    flags: tuple[str, ...], devices: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def encode(*given: Any, **options: Any) -> Encoded:
+        asked.update(options)
+        return Encoded(tmp_path, 0, 0, (), 0, 0.0, tmp_path)
+
+    monkeypatch.setattr(corpus, "encode", encode)
+    assert call("encode", "model", "a.txt", "--out", tmp_path, *flags, "--processes", 3) == 0
+    assert (asked["devices"], asked["processes"]) == (devices, 3)
+    assert asked["opening"] == {"dtype": None, "attn_implementation": None, "trust_remote_code": False}
 
 
 def test_several_inputs_flags_and_the_list_of_rejected_rows(

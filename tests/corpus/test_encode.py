@@ -19,10 +19,13 @@ import pytest
 from filelock import FileLock
 
 from bothways.corpus import Corpus, Encode, Encoded, encode
-from bothways.corpus.job import begin, read
+from bothways.corpus.encode import one_after_another
+from bothways.corpus.inputs import Unit
+from bothways.corpus.job import Job, begin, read
 from bothways.corpus.layout import read_manifest, tables
+from bothways.corpus.showing import Show
 from bothways.corpus.worker import Done, Worker
-from bothways.errors import ConfigError, DataError
+from bothways.errors import ConfigError, DataError, JobError
 
 WAY_OUT = "Fix the row, or pass --on-bad-row skip (skips are counted and listed)."
 
@@ -314,6 +317,13 @@ BAD: dict[str, tuple[str, bytes, str, str, int]] = {
         'the id "1" is taken by line 1.',
         2,
     ),
+    "64 bits": (
+        "a.jsonl",
+        b'{"text": "a", "year": 1}\n{"text": "c", "year": 9223372036854775808}\n{"text": "b", "year": 2}\n',
+        "line 2",
+        '"year" is 9223372036854775808, which has more than 64 bits. Keep it as year:string.',
+        2,
+    ),
     "type": (
         "a.jsonl",
         b'{"text": "a", "year": 1}\n' * 1000 + b'{"text": "c", "year": "x"}\n{"text": "b", "year": 2}\n',
@@ -331,7 +341,7 @@ def test_a_bad_row_is_named_with_its_place_or_skipped_and_listed(
 ) -> None:
     name, raw, place, problem, good = BAD[case]
     (tmp_path / name).write_bytes(raw)
-    settings = Encode(keep=("year",) if case == "type" else ())
+    settings = Encode(keep=("year",) if case in ("type", "64 bits") else ())
     with pytest.raises(DataError) as error:
         encode(model, [tmp_path / name], tmp_path / "out", settings)
     assert str(error.value) == f"{name} {place}: {problem} {WAY_OUT}"
@@ -462,6 +472,15 @@ def test_a_small_corpus_has_parts_for_every_process(
     assert [unit.number for unit in units] == list(range(len(parts)))
     encode(model, [rows], tmp_path / "out")
     assert table(tmp_path / "out")["text"] == [f"a{i}" for i in range(4000)]
+
+
+def test_an_engine_that_leaves_parts_out_is_noticed(rows: Path, model: Path, letters: Letters, tmp_path: Path) -> None:
+    def lazy(job: Job, units: Sequence[Unit], show: Show) -> None:
+        one_after_another(job, units[:1], show)
+
+    with pytest.raises(JobError, match=r"out: 2 of 3 parts were not made\. The same command goes on"):
+        encode(model, [rows], tmp_path / "out", Encode(rows_per_part=3), engine=lazy)
+    assert read_manifest(tmp_path / "out", complete=False).rows == 3
 
 
 def test_a_worker_can_be_sent_before_and_after_it_has_worked(

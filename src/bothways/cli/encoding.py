@@ -43,7 +43,9 @@ def encode(
 
     quiet()
     how = {name: value for name, value in vars(opening).items() if name != "device"}
-    places = devices or ((opening.device,) if opening.device else ())
+    # With commas or without.
+    named = tuple(device for item in devices for device in item.split(",") if device)
+    places = named or ((opening.device,) if opening.device else ())
     try:
         done = corpus.encode(
             encoder,

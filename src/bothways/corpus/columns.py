@@ -120,6 +120,8 @@ def _typed(row: Any, column: Kept, kind: pa.DataType) -> Any:
             f'"{column.name}" is {kind_of(value)}, but the column is of type {kind}. '
             f"Say which it is with --keep {column.name}:TYPE (string, int, float, bool)."
         )
+    if kind == KINDS["int"] and not -(2**63) <= value < 2**63:
+        raise RowError(f'"{column.name}" is {value}, which has more than 64 bits. Keep it as {column.name}:string.')
     return float(value) if kind == KINDS["float"] else value
 
 

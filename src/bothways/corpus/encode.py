@@ -24,7 +24,7 @@ from bothways.corpus.sinks import Format, check_format, write_as
 from bothways.corpus.staff import work_in_processes
 from bothways.corpus.worker import Worker
 from bothways.data import Source
-from bothways.errors import ConfigError, DataError
+from bothways.errors import ConfigError, DataError, JobError
 
 ROWS_ON_CPU, ROWS_ON_GPU = 8192, 65536
 """Rows of a part, so that it takes minutes."""
@@ -76,7 +76,7 @@ def encode(
     that. Under a launcher (torchrun) each process does its share.
 
     Raises ConfigError for a folder that holds something else or a job that is not the same, DataError for inputs and
-    rows that cannot be used, JobError if processes die again and again.
+    rows that cannot be used, JobError if processes die again and again, or an engine leaves parts out.
     """
     # Here, so that a command line is understood before torch is there.
     from bothways import hardware
@@ -92,7 +92,7 @@ def encode(
         # The first one plans; what it has kept is read.
         launch.wait(where)
         job, units = jobs.read(out)
-        share = [unit for unit in units[where.rank :: where.processes] if not job.is_done(unit)]
+        share = _missing(job, units[where.rank :: where.processes])
         one_after_another(job, share, Silence())
         rows = sum(unit.rows for unit in share)
         return Encoded(out, rows, 0, (), rows, time.monotonic() - begun, out, whole=False)
@@ -104,19 +104,27 @@ def encode(
         for partial in out.glob(f".*{PARTIAL}"):
             partial.unlink()
         launch.wait(where)
-        todo = [unit for unit in units[:: where.processes] if not job.is_done(unit)]
+        todo = _missing(job, units[:: where.processes])
         with showing(sum(unit.rows for unit in todo), wanted=show_progress) as show:
             ledger = Ledger(job, units, show)
             try:
                 (engine or _engine(devices, processes))(job, todo, ledger)
             finally:
                 ledger.keep()
-        while not all(job.is_done(unit) for unit in units):
-            # Other processes of the launch, which ends this one too if one of them fails.
+        missing = _missing(job, units)
+        if missing and where.processes == 1:
+            raise JobError(f"{out}: {len(missing)} of {len(units)} parts were not made. The same command goes on.")
+        while missing:
+            # Other processes of the launch make them, which ends this one too if one of them fails.
             time.sleep(0.2)
+            missing = _missing(job, missing)
         ledger.keep(complete=True)
         written = write_as(format, out)
     return _result(job, units, begun, sum(unit.rows for unit in todo), written)
+
+
+def _missing(job: Job, units: Sequence[Unit]) -> list[Unit]:
+    return [unit for unit in units if not job.is_done(unit)]
 
 
 def one_after_another(job: Job, units: Sequence[Unit], show: Show, device: str | None = None) -> None:

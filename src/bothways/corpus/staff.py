@@ -137,6 +137,8 @@ def _work(connection: Connection, job: Job, device: str | None, threads: int) ->
     # Ctrl-C is for the one that started it, which ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # As many processes as there are tokenise too.
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
     import torch
 
     if device is None or device == "cpu":
