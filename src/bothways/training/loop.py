@@ -143,6 +143,10 @@ def _shared(
             f"Supervised(learn_temperature=True) under {kind}: the one number is not sharded. Leave it out, or use "
             f"{replicas}."
         )
+    if zero and settings.compile:
+        raise ConfigError(
+            f"{type(settings).__name__}(compile=True) under DeepSpeed: never tried here. Leave it out, or use {replicas}."
+        )
     device = encoder.device
     encoder.to("cpu")
     try:

@@ -49,7 +49,6 @@ def begin(**options: Any) -> Any:
     not do what it says.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
-    from transformers.integrations import unset_hf_deepspeed_config
 
     # Every process reads the weights itself: each measures what it has loaded.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
@@ -60,9 +59,9 @@ def begin(**options: Any) -> Any:
         _on("ACCELERATE_USE_CPU") and (deepspeed or _on("ACCELERATE_USE_FSDP"))
     ):
         raise ConfigError(
-            f"the launch configuration asks for {'DeepSpeed' if deepspeed else 'FSDP'} on CPU processes, where accelerate "
-            "would train replicas without a word. Use GPUs, or a configuration without it: accelerate launch --cpu "
-            "--num_processes N, or torchrun."
+            f"the launch configuration asks for {'DeepSpeed' if deepspeed else 'FSDP'} on CPU processes, where "
+            "accelerate would train replicas without a word. Use GPUs, or a configuration without it: accelerate "
+            "launch --cpu --num_processes N, or torchrun."
         )
     group: dict[str, Any] = {"timeout": WAIT}
     if deepspeed:
@@ -79,6 +78,8 @@ def begin(**options: Any) -> Any:
     )
     kind = str(accelerator.distributed_type).rpartition(".")[2]
     if kind == "DEEPSPEED":
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
         sharing_of(accelerator.state.deepspeed_plugin.deepspeed_config)
         # With ZeRO 3 transformers would load weights in parts: what is shared is a copy of a whole encoder.
         unset_hf_deepspeed_config()

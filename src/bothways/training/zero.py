@@ -153,8 +153,8 @@ def _check_dtype(whole: nn.Module, dtype: torch.dtype) -> None:
     kept = [name for name, _ in whole.named_parameters() if any(part in name for part in parts)]
     if kept and dtype != torch.float32:
         raise ConfigError(
-            f'precision="bf16" under DeepSpeed, which computes with all weights in one format: {kept[0]} needs float32. '
-            f'Use precision="fp32", or do without: {FSDP}.'
+            f'precision="bf16" under DeepSpeed, which computes with all weights in one format: {kept[0]} needs '
+            f'float32. Use precision="fp32", or do without: {FSDP}.'
         )
 
 

@@ -60,8 +60,8 @@ def require_deepspeed() -> None:
     """Raises ConfigError where the launch configuration asks for DeepSpeed and it is not installed."""
     if find_spec("deepspeed") is None:
         raise ConfigError(
-            "the launch configuration asks for DeepSpeed, which is not installed. pip install 'bothways[deepspeed]', or "
-            f"do without: {FSDP}."
+            "the launch configuration asks for DeepSpeed, which is not installed. pip install 'bothways[deepspeed]', "
+            f"or do without: {FSDP}."
         )
 
 
