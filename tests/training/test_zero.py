@@ -52,11 +52,13 @@ JOBS: dict[str, dict[str, Any]] = {
     "supervised cached": {"stage": "supervised", "settings": {**SUPERVISED, "tune": "full", "grad_cache": True}},
     "bf16": {"settings": {**FULL, "precision": "bf16"}},
 }
-SHARING: dict[int, dict[str, Any]] = {
-    1: {},
-    2: {"offload_optimizer": {"device": "cpu"}},
+SHARING: dict[str, dict[str, Any]] = {
+    "1": {"stage": 1, "overlap_comm": True},
+    "2": {"stage": 2},
     # Also of small weights each process has a part.
-    3: {"stage3_param_persistence_threshold": 0},
+    "3": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "2 offloaded": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+    "3 offloaded": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
 }
 
 
@@ -67,10 +69,10 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path, real
     return {"base": tiny_llama_folder, "texts": texts}
 
 
-def launch(folder: Path, stage: int, *jobs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, sharing: str, *jobs: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     """`accelerate launch` on two processes, by the files that `accelerate config` asks for (YAML takes JSON)."""
     own, general = folder / "deepspeed.json", folder / "accelerate.yaml"
-    own.write_text(json.dumps({"zero_optimization": {"stage": stage, **SHARING[stage]}, "gradient_clipping": "auto"}))
+    own.write_text(json.dumps({"zero_optimization": SHARING[sharing], "gradient_clipping": "auto"}))
     machine = {"compute_environment": "LOCAL_MACHINE", "num_machines": 1, "num_processes": 2}
     asked = {"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": str(own)}}
     general.write_text(json.dumps({**machine, **asked}))
@@ -81,7 +83,9 @@ def launch(folder: Path, stage: int, *jobs: dict[str, Any]) -> subprocess.Comple
     return subprocess.run(words, env=environment(), capture_output=True, text=True, check=False, timeout=250)
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * ("off" in name)) for name in SHARING]
+)
 def launched(
     request: pytest.FixtureRequest, base: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -89,15 +93,15 @@ def launched(
 
     The first one is stopped at step 5 by a SIGTERM to the second process alone, and resumed.
     """
-    stage, folder = request.param, tmp_path_factory.mktemp("launched")
+    sharing, folder = request.param, tmp_path_factory.mktemp("launched")
     jobs = {name: {**base, **job, "out": folder / f"{number}.pt"} for number, (name, job) in enumerate(JOBS.items())}
     jobs["full"] |= {"checkpoints": folder / "full", "resume": True}
     stop = {"die": {"rank": 1, "step": 4, "how": "SIGTERM"}, "interrupted": True}
-    done = launch(folder, stage, {**jobs["full"], **stop}, *jobs.values())
+    done = launch(folder, sharing, {**jobs["full"], **stop}, *jobs.values())
     assert done.returncode == 0, done.stderr
     assert f"interrupted after step 5; resume from {folder}/full/step-00000005.shards" in done.stderr
     assert done.stderr.count("resumed after step 5") == 1
-    return stage, jobs
+    return SHARING[sharing]["stage"], jobs
 
 
 @needs_deepspeed
@@ -147,7 +151,7 @@ def test_where_one_process_is_out_of_memory_both_stop_with_one_error_each(
     base: dict[str, Path], tmp_path: Path
 ) -> None:
     starve = {"rank": 0, "step": 3, "when": "after"}
-    done = launch(tmp_path, 3, {**base, **JOBS["supervised"], "out": tmp_path / "out.pt", "starve": starve})
+    done = launch(tmp_path, "3", {**base, **JOBS["supervised"], "out": tmp_path / "out.pt", "starve": starve})
     assert done.returncode == 1
     assert not (tmp_path / "out.pt").exists()
     errors = sorted(line for line in done.stderr.splitlines() if line.startswith("process "))
@@ -303,8 +307,8 @@ def test_settings_that_do_not_go_with_deepspeed_are_refused(
 
 @needs_deepspeed
 @pytest.mark.gpu
-@pytest.mark.parametrize("stage", [2, 3])
-def test_two_gpus_equal_one_process(base: dict[str, Path], tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize("sharing", SHARING)
+def test_two_gpus_equal_one_process(base: dict[str, Path], tmp_path: Path, sharing: str) -> None:
     """Stopped in the middle and resumed."""
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
@@ -318,7 +322,7 @@ def test_two_gpus_equal_one_process(base: dict[str, Path], tmp_path: Path, stage
         "resume": True,
     }
     stop = {"die": {"rank": 1, "step": 4, "how": "SIGTERM"}, "interrupted": True}
-    done = launch(tmp_path, stage, {**job, **stop}, job)
+    done = launch(tmp_path, sharing, {**job, **stop}, job)
     assert done.returncode == 0, done.stderr
     assert "resumed after step 5" in done.stderr
     assert worst(alone, weights(job)) <= 1e-4

@@ -145,7 +145,8 @@ def _shared(
         )
     if zero and settings.compile:
         raise ConfigError(
-            f"{type(settings).__name__}(compile=True) under DeepSpeed: never tried here. Leave it out, or use {replicas}."
+            f"{type(settings).__name__}(compile=True) under DeepSpeed: never tried here. Leave it out, or use "
+            f"{replicas}."
         )
     device = encoder.device
     encoder.to("cpu")
