@@ -35,6 +35,11 @@ from bothways.errors import BothwaysError
 from bothways.training import checkpoint, gradcache, loop, processes, run, sharded
 
 torch.set_num_threads(1)
+if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    from deepspeed import ops
+
+    # A kernel for inference on CPUs, which DeepSpeed would compile at its start, for minutes, and training never calls.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 STAGES: dict[str, Any] = {"mntp": (mntp, MNTP), "simcse": (simcse, SimCSE), "supervised": (supervised, Supervised)}
 

@@ -84,7 +84,7 @@ def mntp_loss(encoder: Encoder, rows: Rows, labels: Rows, *, into_grad: bool = F
     """Summed cross-entropy, in nats, of the labels that are not -100, and how many they are.
 
     `labels` has the hidden token at the position of each token of `rows` that is hidden. `into_grad`: see
-    `token_cross_entropy`; for gradients that `backward` collects, and not under FSDP.
+    `token_cross_entropy`; for gradients that `backward` collects, and not where processes share the weights.
     Raises TrainingError if the encoder has no language-model head.
     """
     head = _head(encoder)

@@ -30,6 +30,7 @@ from bothways.training.sharing import Replicas, Share
 from bothways.training.task import Cut, Part, Task
 from bothways.training.trackers import Trackers, options
 from bothways.training.tuning import tuned
+from bothways.training.zero import zero_shards
 
 __all__ = ["LAST_STEPS", "NOT_IDENTITY", "Cut", "Part", "Place", "Task", "train"]
 
@@ -60,12 +61,12 @@ def train(
     with borrowed_generators():
         seed_everything(settings.seed)
         accelerator = begin(**options(settings, folder))
-        in_step = str(accelerator.distributed_type).endswith("FSDP")
+        in_step = str(accelerator.distributed_type).endswith(("FSDP", "DEEPSPEED"))
         place = Place(accelerator.process_index, accelerator.num_processes, in_step)
         if place.processes > 1:
             task.encoder.to(accelerator.device)
         with progress(task.name, settings.steps, wanted=show_progress and place.main) as show:
-            identity = _identity(task, settings, place)
+            identity = _identity(task, settings, place, accelerator)
             saved = checkpoint.load(folder, identity, show.say) if resume and folder is not None else None
             with _set_up(task, settings, accelerator, place, show, stored(saved)) as (share, memory, choices):
                 trackers = Trackers(accelerator, task.name, {**asdict(settings), **choices.plain()})
@@ -96,8 +97,7 @@ def _set_up(
         _shared(encoder, settings, place, accelerator, precision.value) as share,
         compiled(encoder, wanted=settings.compile),
     ):
-        count = sum(master.numel() for master in share.masters.values())
-        show.say(f"{task.order.count:,} items, {count:,} weights to train, {precision.value} ({precision.why})")
+        show.say(f"{task.order.count:,} items, {share.count:,} weights to train, {precision.value} ({precision.why})")
         show.say(f"{attention.value} attention ({attention.why}); {packed.why}")
         show.say(f"{micro_batch.value:,} tokens at once ({micro_batch.why})")
         if place.processes > 1:
@@ -123,37 +123,47 @@ def _shared(
     """What is trained, ready to be trained, on every process as the launch says."""
     if not place.in_step:
         with tuned(encoder, settings, dtype) as weights:
-            yield Replicas(weights, place)
+            yield Replicas(weights, place, settings)
         return
+    zero = _is_zero(accelerator)
+    kind = "DeepSpeed" if zero else "FSDP"
+    replicas = f"replicas (torchrun without a configuration of {kind})"
     if settings.tune == "qlora":
         raise ConfigError(
-            f'{type(settings).__name__}(tune="qlora") under FSDP: layers of 4 bits are not sharded. '
-            'Use tune="lora", or replicas (torchrun without an FSDP configuration).'
+            f'{type(settings).__name__}(tune="qlora") under {kind}: layers of 4 bits are not sharded. '
+            f'Use tune="lora", or {replicas}.'
         )
     if isinstance(settings, MNTP) and settings.mask_token == NEW and settings.tune != "full":
         raise ConfigError(
-            f'MNTP(mask_token="new", tune="{settings.tune}") under FSDP: the one row that is trained is not sharded. '
-            'Use tune="full", or replicas (torchrun without an FSDP configuration).'
+            f'MNTP(mask_token="new", tune="{settings.tune}") under {kind}: the one row that is trained is not '
+            f'sharded. Use tune="full", or {replicas}.'
         )
     if isinstance(settings, Supervised) and settings.learn_temperature:
         raise ConfigError(
-            "Supervised(learn_temperature=True) under FSDP: the one number is not sharded. Leave it out, or use "
-            "replicas (torchrun without an FSDP configuration)."
+            f"Supervised(learn_temperature=True) under {kind}: the one number is not sharded. Leave it out, or use "
+            f"{replicas}."
+        )
+    if zero and settings.compile:
+        raise ConfigError(
+            f"{type(settings).__name__}(compile=True) under DeepSpeed: never tried here. Leave it out, or use "
+            f"{replicas}."
         )
     device = encoder.device
     encoder.to("cpu")
     try:
-        # FSDP keeps what is trained in float32 and casts by itself.
+        # Both keep what is trained in float32 and cast by themselves.
         with (
             tuned(encoder, settings, torch.float32) as weights,
-            shards(encoder, weights, place, accelerator, dtype) as share,
+            (zero_shards if zero else shards)(encoder, weights, place, settings, accelerator, dtype) as share,
         ):
             yield share
     finally:
         encoder.to(device)
 
 
-def _identity(task: Task, settings: Training, place: Place) -> dict[str, Any]:
+def _identity(task: Task, settings: Training, place: Place, accelerator: Any) -> dict[str, Any]:
+    # Parts of one stage of ZeRO fit no other.
+    zero = {"ZeRO": accelerator.state.deepspeed_plugin.zero_stage} if _is_zero(accelerator) else {}
     return checkpoint.identity(
         {name: value for name, value in asdict(settings).items() if name not in NOT_IDENTITY},
         stage=task.name,
@@ -161,7 +171,12 @@ def _identity(task: Task, settings: Training, place: Place) -> dict[str, Any]:
         weights=checkpoint.fingerprint(task.encoder),
         processes=place.processes,
         sharded=place.in_step,
+        **zero,
     )
+
+
+def _is_zero(accelerator: Any) -> bool:
+    return str(accelerator.distributed_type).endswith("DEEPSPEED")
 
 
 def _finish(encoder: Encoder, task: Task, resolved: Mapping[str, Any], state: State) -> None:

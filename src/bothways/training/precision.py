@@ -75,13 +75,13 @@ def computing_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 def _targets(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, nn.Parameter, torch.dtype]]:
     """Every floating-point weight, and what it computes in."""
-    kept_in_float32 = _kept_in_float32(module)
+    parts = kept_in_float32(module)
     for name, weight in module.named_parameters():
         if weight.is_floating_point():
-            yield name, weight, torch.float32 if any(part in name for part in kept_in_float32) else dtype
+            yield name, weight, torch.float32 if any(part in name for part in parts) else dtype
 
 
-def _kept_in_float32(module: nn.Module) -> set[str]:
+def kept_in_float32(module: nn.Module) -> set[str]:
     """Parts of names that the architectures of transformers never compute below float32."""
     found: set[str] = set()
     for child in module.modules():

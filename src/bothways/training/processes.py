@@ -13,6 +13,7 @@ import torch
 
 from bothways import hardware
 from bothways.errors import ConfigError, TrainingError
+from bothways.training.zero_config import require_deepspeed, sharing_of
 
 Value = TypeVar("Value")
 
@@ -53,25 +54,39 @@ def begin(**options: Any) -> Any:
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     # Without this accelerate takes processes without a GPU for so many strangers.
     cpu = launched() and hardware.choose_device().value.type == "cpu"
-    wanted = [name for name in ("FSDP", "DEEPSPEED") if _on(f"ACCELERATE_USE_{name}")]
-    if (cpu or _on("ACCELERATE_USE_CPU")) and wanted:
+    deepspeed = _on("ACCELERATE_USE_DEEPSPEED")
+    if (cpu and _on("ACCELERATE_USE_FSDP")) or (
+        _on("ACCELERATE_USE_CPU") and (deepspeed or _on("ACCELERATE_USE_FSDP"))
+    ):
         raise ConfigError(
-            f"the launch configuration asks for {wanted[0]} on CPU processes, where accelerate would train replicas "
-            "without a word. Use GPUs, or a configuration without it: accelerate launch --cpu --num_processes N, or "
-            "torchrun."
+            f"the launch configuration asks for {'DeepSpeed' if deepspeed else 'FSDP'} on CPU processes, where "
+            "accelerate would train replicas without a word. Use GPUs, or a configuration without it: accelerate "
+            "launch --cpu --num_processes N, or torchrun."
         )
+    group: dict[str, Any] = {"timeout": WAIT}
+    if deepspeed:
+        require_deepspeed()
+        if cpu:
+            # DeepSpeed does run there, if accelerate is not told, and is told how processes talk.
+            cpu, group = False, {**group, "backend": "gloo"}
     accelerator = Accelerator(
         device_placement=False,
         mixed_precision="no",
         cpu=cpu or None,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)],
+        kwargs_handlers=[InitProcessGroupKwargs(**group)],
         **options,
     )
     kind = str(accelerator.distributed_type).rpartition(".")[2]
-    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP"):
+    if kind == "DEEPSPEED":
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        sharing_of(accelerator.state.deepspeed_plugin.deepspeed_config)
+        # With ZeRO 3 transformers would load weights in parts: what is shared is a copy of a whole encoder.
+        unset_hf_deepspeed_config()
+    elif kind not in ("NO", "MULTI_CPU", "MULTI_GPU", "FSDP"):
         raise ConfigError(
             f"the launch configuration asks for {kind}, which this version does not train with. "
-            "Use replicas (the default of accelerate launch and torchrun) or FSDP 2 (fsdp_version: 2)."
+            "Use replicas (the default of accelerate launch and torchrun), FSDP 2 (fsdp_version: 2) or DeepSpeed."
         )
     if kind == "FSDP" and not accelerator.is_fsdp2:
         raise ConfigError("the launch configuration asks for FSDP 1. Write fsdp_version: 2 in it.")

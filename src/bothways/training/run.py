@@ -23,7 +23,7 @@ from bothways.training.memory import Memory
 from bothways.training.processes import gathered, wait
 from bothways.training.progress import Show
 from bothways.training.settings import Training
-from bothways.training.sharing import Share, clip, optimiser_of, take_up, tensors_of
+from bothways.training.sharing import Share, take_up, tensors_of
 from bothways.training.signals import Signals
 from bothways.training.task import Part, Task
 from bothways.training.trackers import Trackers
@@ -72,7 +72,7 @@ class Run:
         self.trackers, self.folder, self.identity = around.trackers, around.folder, around.identity
         self._choices = around.choices
         self.place = self.share.place
-        self.optimiser = optimiser_of(self.share.masters, settings.weight_decay)
+        self.optimiser = self.share.optimiser
         self.average = Average(self.share.masters, settings.ema_decay) if settings.ema_decay else None
         self.state = State()
         self.asked = threading.Event()
@@ -101,7 +101,7 @@ class Run:
         if saved is None:
             return
         if self.share.sharded:
-            sharded.ready(self.optimiser)
+            sharded.ready(self.share.masters, self.optimiser)
             sharded.read_shards(tensors_of(self.share.masters, self.optimiser, self.average), saved["path"])
         else:
             take_up(saved["tensors"], self.share.masters, self.optimiser, self.average)
@@ -171,13 +171,8 @@ class Run:
         if failure is not None:
             raise failure
         self.memory.take(agreed.micro_batch, agreed.checkpointing)
-        norm = clip(self.share.masters, self.settings.max_grad_norm)
+        norm = self.share.step(self.settings.rate(number)) if math.isfinite(agreed.loss) else math.nan
         self._check_finite(number, agreed.loss, norm)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.rate(number)
-        self.optimiser.step()
-        self.share.drop()
-        self.share.publish()
         if self.average is not None:
             self.average.follow(number)
         return Done(agreed.loss, agreed.tokens, norm, agreed.stop)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from bothways.errors import TrainingError
 from bothways.packing import packing_of_copy
 from bothways.training.precision import WorkingWeights
 from bothways.training.processes import Place, is_lost, together
-from bothways.training.sharing import Result
+from bothways.training.settings import Training
+from bothways.training.sharing import Result, clipped_step, count_of, optimiser_of
 
 
-class _Whole(nn.Module):
-    """All of an encoder as one module, whose forward pass is whatever is computed with it: what FSDP gets to see.
+class Whole(nn.Module):
+    """All of an encoder as one module, whose forward pass is whatever is computed with it: what shares it gets to see.
 
     The trunk is not the whole: the head shares its weights, and must be gathered with them.
     """
@@ -40,9 +41,12 @@ class Shards:
 
     sharded = True
 
-    def __init__(self, whole: _Whole, place: Place) -> None:
+    def __init__(self, whole: Whole, place: Place, settings: Training) -> None:
         self.whole, self.place = whole, place
         self.masters = {name: weight for name, weight in whole.named_parameters() if weight.requires_grad}
+        self.count = count_of(self.masters)
+        self.optimiser = optimiser_of(self.masters, settings.weight_decay)
+        self._longest = settings.max_grad_norm
 
     def call(self, compute: Callable[[], Result]) -> Result:
         """`compute()` as the forward pass of the sharded module."""
@@ -65,6 +69,12 @@ class Shards:
             torch.distributed.all_reduce(signals)
         return signals
 
+    def step(self, rate: float) -> float:
+        """One step of this process's parts."""
+        norm = clipped_step(self.masters, self.optimiser, self._longest, rate)
+        self.drop()
+        return norm
+
     def drop(self) -> None:
         """Forget the gradients."""
         for master in self.masters.values():
@@ -76,11 +86,15 @@ class Shards:
 
 @contextmanager
 def shards(
-    encoder: Encoder, weights: WorkingWeights, place: Place, accelerator: Any, dtype: torch.dtype
+    encoder: Encoder,
+    weights: WorkingWeights,
+    place: Place,
+    settings: Training,
+    accelerator: Any,
+    dtype: torch.dtype,
 ) -> Iterator[Shards]:
     """The encoder computes with a sharded copy of itself; at the end the trained weights are gathered into it.
 
-    The encoder's own weights wait meanwhile where they are (on the CPU), so that nothing of FSDP is left on them.
     `accelerator` has the FSDP plugin with what the launch configuration says.
     """
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
@@ -89,16 +103,26 @@ def shards(
     plugin = accelerator.state.fsdp_plugin
     plugin.cpu_ram_efficient_loading = False
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    model, head = encoder.model, encoder.head
-    whole = copy.deepcopy(_Whole(model, head))
-    encoder.model, encoder.head = whole.model, whole.head  # type: ignore[assignment]
-    try:
+    with copied(encoder) as whole:
         fsdp2_prepare_model(accelerator, whole)
         whole.train()
-        with packing_of_copy(model, encoder.model):
-            share = Shards(whole, place)
-            yield share
+        share = Shards(whole, place, settings)
+        yield share
         _gather(share, weights)
+
+
+@contextmanager
+def copied(encoder: Encoder) -> Iterator[Whole]:
+    """Within it the encoder computes with a copy of itself, on which whatever shares it may leave what it likes.
+
+    The encoder's own weights wait meanwhile where they are (on the CPU).
+    """
+    model, head = encoder.model, encoder.head
+    whole = copy.deepcopy(Whole(model, head))
+    encoder.model, encoder.head = whole.model, whole.head  # type: ignore[assignment]
+    try:
+        with packing_of_copy(model, encoder.model):
+            yield whole
     finally:
         encoder.model, encoder.head = model, head
 
@@ -111,16 +135,15 @@ def _gather(share: Shards, weights: WorkingWeights) -> None:
         weights.masters[name].copy_(full)
 
 
-def ready(optimiser: torch.optim.AdamW) -> None:
+def ready(masters: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW) -> None:
     """Give the optimiser the state it has before its first step, so that there are tensors to load into."""
-    for group in optimiser.param_groups:
-        for master in group["params"]:
-            if not optimiser.state[master]:
-                optimiser.state[master] = {
-                    "step": torch.zeros((), dtype=torch.float32, device=master.device),
-                    "exp_avg": torch.zeros_like(master),
-                    "exp_avg_sq": torch.zeros_like(master),
-                }
+    for master in masters.values():
+        if not optimiser.state[master]:
+            optimiser.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
 
 
 def write_shards(tensors: dict[str, dict[str, Tensor]], folder: Path) -> None:

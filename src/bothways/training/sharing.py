@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bothways.training.average import Average
 from bothways.training.precision import WorkingWeights
 from bothways.training.processes import Place, together
+from bothways.training.settings import Training
 
 Result = TypeVar("Result")
 
@@ -28,6 +29,9 @@ class Share(Protocol):
     masters: dict[str, nn.Parameter]
     """What the optimiser trains, float32, by name; of a sharded weight this process's part."""
     sharded: bool
+    count: int
+    """Weights that are trained, on all processes together."""
+    optimiser: torch.optim.AdamW
 
     def call(self, compute: Callable[[], Result]) -> Result:
         """`compute()`, with the weights ready for forward passes in it."""
@@ -38,11 +42,17 @@ class Share(Protocol):
     def settle(self, signals: Float[Tensor, " signals"]) -> Float[Tensor, " signals"]:
         """Sum the signals, and the gradients where that is still to be done, over all processes."""
 
+    def step(self, rate: float) -> float:
+        """Clip the gradient, take one step of the optimiser, forget the gradient. Returns its length before.
+
+        Where that is not finite, no weight is changed.
+        """
+
     def drop(self) -> None:
         """Forget the gradients."""
 
     def publish(self) -> None:
-        """Compute with what the optimiser has made of the masters."""
+        """Compute with what has been put into the masters."""
 
 
 class Replicas:
@@ -53,8 +63,11 @@ class Replicas:
 
     sharded = False
 
-    def __init__(self, weights: WorkingWeights, place: Place) -> None:
+    def __init__(self, weights: WorkingWeights, place: Place, settings: Training) -> None:
         self.weights, self.place, self.masters = weights, place, weights.masters
+        self.count = count_of(self.masters)
+        self.optimiser = optimiser_of(self.masters, settings.weight_decay)
+        self._longest = settings.max_grad_norm
 
     def call(self, compute: Callable[[], Result]) -> Result:
         """`compute()`: the weights are always ready."""
@@ -87,6 +100,13 @@ class Replicas:
                 master.grad = None
         return head[: len(signals)]
 
+    def step(self, rate: float) -> float:
+        """One step of the masters, which the weights follow."""
+        norm = clipped_step(self.masters, self.optimiser, self._longest, rate)
+        self.drop()
+        self.publish()
+        return norm
+
     def drop(self) -> None:
         """Forget the gradients of the masters, and those of a part that failed."""
         self.weights.drop()
@@ -116,6 +136,23 @@ def clip(masters: Mapping[str, nn.Parameter], longest: float) -> float:
     if longest:
         torch.nn.utils.clip_grads_with_norm_(trained, longest, norm)
     return float(norm) if trained else math.nan
+
+
+def clipped_step(
+    masters: Mapping[str, nn.Parameter], optimiser: torch.optim.AdamW, longest: float, rate: float
+) -> float:
+    """Clip the gradient and step at this learning rate, unless its length, which is returned, is not finite."""
+    norm = clip(masters, longest)
+    if math.isfinite(norm):
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+    return norm
+
+
+def count_of(masters: Mapping[str, nn.Parameter]) -> int:
+    """How many numbers there are in the weights."""
+    return sum(master.numel() for master in masters.values())
 
 
 def optimiser_of(masters: Mapping[str, nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
