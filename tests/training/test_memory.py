@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from bothways import MNTP, convert, mntp
 from bothways.errors import TrainingError
-from bothways.training.memory import is_out_of_memory
+from bothways.hardware import is_out_of_memory
 
 sys.path.append(str(Path(__file__).parents[1] / "bidirectional"))
 
