@@ -21,8 +21,9 @@ from worker import train
 
 from bothways import MNTP, Supervised, convert
 from bothways.errors import ConfigError
-from bothways.training import loop, processes, zero_config
+from bothways.training import loop, processes, zero, zero_config
 from bothways.training.processes import Place
+from bothways.training.sharded import Whole
 from bothways.training.zero_config import engine_config, sharing_of
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra bothways[deepspeed]")
@@ -303,6 +304,19 @@ def test_settings_that_do_not_go_with_deepspeed_are_refused(
     ):
         pass
     assert message in str(problem.value)
+
+
+def test_weights_of_two_formats_are_refused(tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Whole(convert(tiny_llama_folder, dtype="float32", device="cpu").model, None)
+    zero._check_dtype(whole, torch.bfloat16)
+    monkeypatch.setattr(whole.model, "_keep_in_fp32_modules_strict", {"layers.1.mlp"})
+    zero._check_dtype(whole, torch.float32)
+    with pytest.raises(ConfigError) as problem:
+        zero._check_dtype(whole, torch.bfloat16)
+    assert str(problem.value).startswith(
+        'precision="bf16" under DeepSpeed: model.layers.1.mlp.gate_proj.weight computes in float32 alone, and weights '
+        'of two formats were never tried here. Use precision="fp32", or do without: FSDP 2'
+    )
 
 
 @needs_deepspeed
