@@ -54,8 +54,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "bf16": {"settings": {**FULL, "precision": "bf16"}},
 }
 SHARING: dict[str, dict[str, Any]] = {
-    "1": {"stage": 1, "overlap_comm": True},
-    "2": {"stage": 2},
+    "1": {"stage": 1},
+    "2": {"stage": 2, "overlap_comm": True},
     # Also of small weights each process has a part.
     "3": {"stage": 3, "stage3_param_persistence_threshold": 0},
     "2 offloaded": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
@@ -217,6 +217,10 @@ def test_a_launch_configuration_is_read_as_accelerate_reads_it(monkeypatch: pyte
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/nvme"}}},
             "zero_optimization.offload_param.device = 'nvme', which a run would not follow. Use \"cpu\", or none.",
+        ),
+        (
+            {"zero_optimization": {"stage": 1, "overlap_comm": True}},
+            "zero_optimization.overlap_comm = True, which a run would not follow. DeepSpeed overlaps where it does ",
         ),
         (
             {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
