@@ -21,8 +21,9 @@ from worker import train
 
 from bothways import MNTP, Supervised, convert
 from bothways.errors import ConfigError
-from bothways.training import loop, processes, zero_config
+from bothways.training import loop, processes, zero, zero_config
 from bothways.training.processes import Place
+from bothways.training.sharded import Whole
 from bothways.training.zero_config import engine_config, sharing_of
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the extra bothways[deepspeed]")
@@ -53,8 +54,8 @@ JOBS: dict[str, dict[str, Any]] = {
     "bf16": {"settings": {**FULL, "precision": "bf16"}},
 }
 SHARING: dict[str, dict[str, Any]] = {
-    "1": {"stage": 1, "overlap_comm": True},
-    "2": {"stage": 2},
+    "1": {"stage": 1},
+    "2": {"stage": 2, "overlap_comm": True},
     # Also of small weights each process has a part.
     "3": {"stage": 3, "stage3_param_persistence_threshold": 0},
     "2 offloaded": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
@@ -218,6 +219,10 @@ def test_a_launch_configuration_is_read_as_accelerate_reads_it(monkeypatch: pyte
             "zero_optimization.offload_param.device = 'nvme', which a run would not follow. Use \"cpu\", or none.",
         ),
         (
+            {"zero_optimization": {"stage": 1, "overlap_comm": True}},
+            "zero_optimization.overlap_comm = True, which a run would not follow. DeepSpeed overlaps where it does ",
+        ),
+        (
             {"zero_optimization": {"stage": 3, "zero_quantized_weights": True}},
             "zero_optimization.zero_quantized_weights = True, which a run would not follow. It was never tried here.",
         ),
@@ -303,6 +308,19 @@ def test_settings_that_do_not_go_with_deepspeed_are_refused(
     ):
         pass
     assert message in str(problem.value)
+
+
+def test_weights_of_two_formats_are_refused(tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Whole(convert(tiny_llama_folder, dtype="float32", device="cpu").model, None)
+    zero._check_dtype(whole, torch.bfloat16)
+    monkeypatch.setattr(whole.model, "_keep_in_fp32_modules_strict", {"layers.1.mlp"})
+    zero._check_dtype(whole, torch.float32)
+    with pytest.raises(ConfigError) as problem:
+        zero._check_dtype(whole, torch.bfloat16)
+    assert str(problem.value).startswith(
+        'precision="bf16" under DeepSpeed: model.layers.1.mlp.gate_proj.weight computes in float32 alone, and weights '
+        'of two formats were never tried here. Use precision="fp32", or do without: FSDP 2'
+    )
 
 
 @needs_deepspeed

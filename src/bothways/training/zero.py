@@ -134,12 +134,9 @@ def zero_shards(
         _check_dtype(whole, dtype)
         trained = {name: weight for name, weight in whole.named_parameters() if weight.requires_grad}
         count, optimiser = count_of(trained), optimiser_of(trained, settings.weight_decay)
-        buffers = dict(whole.named_buffers())
         with together():
             engine, *_ = deepspeed.initialize(model=whole, optimizer=optimiser, config=config, dist_init_required=False)
         try:
-            _restore(whole, buffers, accelerator.device)
-            _gather_with_whole(whole, engine)
             whole.train()
             share = ZeroShards(whole, place, engine, optimiser, count)
             yield share
@@ -153,22 +150,6 @@ def _check_dtype(whole: nn.Module, dtype: torch.dtype) -> None:
     kept = [name for name, _ in whole.named_parameters() if any(part in name for part in parts)]
     if kept and dtype != torch.float32:
         raise ConfigError(
-            f'precision="bf16" under DeepSpeed, which computes with all weights in one format: {kept[0]} needs '
-            f'float32. Use precision="fp32", or do without: {FSDP}.'
+            f'precision="bf16" under DeepSpeed: {kept[0]} computes in float32 alone, and weights of two formats '
+            f'were never tried here. Use precision="fp32", or do without: {FSDP}.'
         )
-
-
-def _restore(whole: nn.Module, buffers: dict[str, Tensor], device: torch.device) -> None:
-    """Buffers as they were: DeepSpeed casts them with the weights, also the frequencies of rotary positions."""
-    for name, value in buffers.items():
-        path, _, leaf = name.rpartition(".")
-        setattr(whole.get_submodule(path), leaf, value.to(device))
-
-
-def _gather_with_whole(whole: Whole, engine: Any) -> None:
-    """ZeRO 3 gathers weights for the module that owns them; a head's are used outside of it."""
-    import deepspeed
-
-    if engine.zero_optimization_stage() == 3 and whole.head is not None:
-        for weight in whole.head.parameters():
-            deepspeed.zero.register_external_parameter(whole, weight)

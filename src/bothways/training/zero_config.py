@@ -50,6 +50,7 @@ INSTEAD = {
     "bf16": 'Leave it out, and set the stage\'s precision="bf16".',
     "optimizer": "Leave it out: a stage trains with AdamW; set its learning_rate and weight_decay.",
     "scheduler": "Leave it out, and set the stage's schedule and warm_up.",
+    "zero_optimization.overlap_comm": "DeepSpeed overlaps where it does not count steps with ZeRO 2 and 3 alone.",
     "zero_optimization.offload_optimizer.device": 'Use "cpu", or none.',
     "zero_optimization.offload_param.device": 'Use "cpu", or none.',
 }
@@ -82,7 +83,7 @@ def sharing_of(config: Mapping[str, Any]) -> dict[str, Any]:
             _refuse(name, value)
     found: dict[str, Any] = {}
     for name, value in given.items():
-        if name not in PASSED_ON:
+        if name not in PASSED_ON or (name == "overlap_comm" and stage == 1):
             _refuse(f"zero_optimization.{name}", value)
         elif isinstance(value, Mapping):
             if _said(value.get("device")):
