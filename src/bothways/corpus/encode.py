@@ -99,8 +99,7 @@ def encode(
         kind = hardware.choose_device(devices[0] if devices else None).value.type
         rows = ROWS_ON_CPU if kind == "cpu" else ROWS_ON_GPU
         job, units = jobs.begin(encoder, inputs, out, settings, dict(opening or {}), rows)
-        for partial in out.glob(f".*{PARTIAL}"):
-            partial.unlink()
+        _sweep(out)
         launch.wait(where)
         todo = [unit for unit in units[:: where.processes] if not job.is_done(unit)]
         with showing(sum(unit.rows for unit in todo), wanted=show_progress) as show:
@@ -113,6 +112,7 @@ def encode(
             # Other processes of the launch, which ends this one too if one of them fails.
             time.sleep(0.2)
         ledger.keep(complete=True)
+        _sweep(out)
         written = write_as(format, out)
     return _result(job, units, begun, sum(unit.rows for unit in todo), written)
 
@@ -122,6 +122,12 @@ def one_after_another(job: Job, units: Sequence[Unit], show: Show, device: str |
     with closing(Worker(job, device)) as worker:
         for unit in units:
             worker.do(unit, show.add)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what workers that died have left."""
+    for partial in out.glob(f".*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
 
 
 def _engine(devices: Sequence[str], processes: int) -> Engine:

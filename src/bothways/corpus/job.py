@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from bothways import folders
 from bothways.corpus import inputs as room
-from bothways.corpus.columns import Kept, kept_columns
+from bothways.corpus.columns import KINDS, Kept, kept_columns
 from bothways.corpus.inputs import InputFile, Losses, Rejected, Unit
 from bothways.corpus.layout import Manifest, Precision, fingerprint_of
 from bothways.data import OnBadRow, Source
+from bothways.data.formats import check_column
 from bothways.data.hub import HubData
 from bothways.data.rows import TEXT
 from bothways.errors import ConfigError, DataError
@@ -99,6 +100,10 @@ class Job:
         """Whether its part is there: it appears whole, after the list of its bad rows."""
         return self.part(unit).exists()
 
+    def named(self, unit: Unit) -> str:
+        """A unit in words."""
+        return f"unit {unit.number} ({self.files[unit.file].name}, rows {unit.row + 1:,} to {unit.row + unit.rows:,})"
+
     def manifest(self, dim: int) -> Manifest:
         """What the folder holds, as yet without parts."""
         return Manifest(
@@ -141,6 +146,24 @@ def begin(
         job, units = _planned(Job(out, str(encoder), "", opening, settings, files, {}))
         write(job, units)
     return job, units
+
+
+def of_rows(
+    encoder: str | Path, schema: pa.Schema, settings: Encode | None = None, opening: dict[str, Any] | None = None
+) -> Job:
+    """A job without folder and files, for `Worker.table`: an engine brings its rows, of this schema.
+
+    `opening` has arguments of `Encoder.from_pretrained`, but for the device. Raises DataError for a column of the
+    settings that the schema does not have.
+    """
+    settings = settings or Encode()
+    keep = kept_columns(settings.keep)
+    for column in (settings.text_column, settings.id_column, *(kept.name for kept in keep)):
+        check_column("the rows", column, schema.names, "text_column, id_column, keep")
+    types = {kept: KINDS[kept.said] if kept.said else schema.field(kept.name).type for kept in keep}
+    encoder = Path(encoder).absolute() if Path(encoder).is_dir() else encoder
+    opening = dict(opening or {})
+    return Job(Path(), str(encoder), fingerprint_of(encoder, opening.get("revision")), opening, settings, (), types)
 
 
 def refuse_others(out: Path) -> None:
