@@ -200,12 +200,11 @@ def _same(old: Job, new: Job) -> Job:
         if was == now or (name == "rows_per_part" and now is None) or (name in MAY_CHANGE and not _has_bad_rows(old)):
             continue
         raise ConfigError(f"{old.out} holds a job with {name}={was!r}, now it is {now!r}. {way_out}")
-    if old.opening != new.opening:
-        changed = [name for name in new.opening if old.opening.get(name) != new.opening[name]]
-        name = changed[0]
-        raise ConfigError(
-            f"{old.out} holds a job with {name}={old.opening.get(name)!r}, now it is {new.opening[name]!r}. {way_out}"
-        )
+    for name in sorted(old.opening.keys() | new.opening.keys()):
+        # What one leaves out another may name as None or False.
+        was, now = old.opening.get(name) or None, new.opening.get(name) or None
+        if was != now:
+            raise ConfigError(f"{old.out} holds a job with {name}={was!r}, now it is {now!r}. {way_out}")
     _same_files(old, new, way_out)
     found = fingerprint_of(new.encoder, new.opening.get("revision"))
     if found != old.fingerprint:
