@@ -112,6 +112,11 @@ def kill_a_worker(out: Path) -> int:
             return pid
 
 
+def wait_for_the_end_of_workers(out: Path) -> None:
+    """Those of a driver that was killed end a moment after it."""
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in at_work(out)))
+
+
 def assert_same(out: Path, expected: Path) -> None:
     ids, found = vectors(out)
     expected_ids, known = vectors(expected)
@@ -121,34 +126,14 @@ def assert_same(out: Path, expected: Path) -> None:
     assert not list(out.glob(".*.partial"))
 
 
-def test_a_worker_that_is_killed_changes_no_vector(encoder: Path, forks: Forks, cluster: str, tmp_path: Path) -> None:
-    said = tmp_path / "said"
-    inputs = [write_rows(tmp_path / "rows.jsonl", 3001, bad_every=601)]
-    settings = {"rows_per_part": 100, "on_bad_row": "skip"}
-    job = {"encoder": encoder, "inputs": inputs, "settings": settings, "said": said}
-    assert forks.run({**job, "out": tmp_path / "whole"})[0] == 0, said.read_text()
-    out = tmp_path / "out"
-    killed = []
-
-    def kill(driver: int) -> None:
-        until(lambda: len(finished(out)) >= 2)
-        killed.append(kill_a_worker(out))
-
-    code, _ = forks.run({**job, "out": out, "ray": {"actors": 2, "address": cluster}}, meanwhile=kill)
-    assert code == 0, said.read_text()
-    assert len(killed) == 1
-    assert_same(out, tmp_path / "whole")
-    assert len((out / "rejected.jsonl").read_text().splitlines()) == 5
-
-
-def test_begun_locally_killed_on_ray_and_finished_there(
+def test_begun_locally_its_driver_killed_on_ray_and_then_a_worker_equals_uninterrupted(
     encoder: Path, forks: Forks, cluster: str, tmp_path: Path
 ) -> None:
     said, out = tmp_path / "said", tmp_path / "out"
     job = {
         "encoder": encoder,
-        "inputs": [write_rows(tmp_path / "rows.jsonl", 3001)],
-        "settings": {"rows_per_part": 100},
+        "inputs": [write_rows(tmp_path / "rows.jsonl", 4001, bad_every=601)],
+        "settings": {"rows_per_part": 100, "on_bad_row": "skip"},
         "said": said,
     }
     on_ray = {**job, "out": out, "ray": {"actors": 2, "address": cluster}}
@@ -157,18 +142,24 @@ def test_begun_locally_killed_on_ray_and_finished_there(
     local = finished(out)
     assert len(local) == 2
 
-    def kill(driver: int) -> None:
-        until(lambda: len(finished(out)) >= 6)
-
-    assert forks.run(on_ray, 0.0, kill)[0] == -signal.SIGKILL, said.read_text()
-    # Its workers end a moment after it.
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in at_work(out)))
+    code, _ = forks.run(on_ray, 0.0, lambda driver: until(lambda: len(finished(out)) >= 6))
+    assert code == -signal.SIGKILL, said.read_text()
+    wait_for_the_end_of_workers(out)
     killed = finished(out)
     assert local.items() <= killed.items()
-    assert len(killed) < 31
-    assert forks.run(on_ray)[0] == 0, said.read_text()
+    assert len(killed) < 30
+
+    workers: list[int] = []
+
+    def kill(driver: int) -> None:
+        until(lambda: len(finished(out)) >= len(killed) + 2)
+        workers.append(kill_a_worker(out))
+
+    assert forks.run(on_ray, meanwhile=kill)[0] == 0, said.read_text()
+    assert len(workers) == 1
     assert killed.items() <= finished(out).items()
     assert_same(out, tmp_path / "whole")
+    assert len((out / "rejected.jsonl").read_text().splitlines()) == 7
 
 
 def test_a_cluster_of_its_own_names_a_bad_row_and_what_it_did_goes_on_locally(
@@ -185,7 +176,10 @@ def test_a_cluster_of_its_own_names_a_bad_row_and_what_it_did_goes_on_locally(
         text=True,
     )
     assert done.returncode == 1, done.stderr
-    shown = r'(encode: .* left\n)*DataError: rows\.jsonl line 601: "text" is null, expected a text\. .* skip .*\n'
+    # That its core is to be silent is the one thing that Ray cannot keep to itself.
+    shown = (
+        r'(.*Set ray log level.*\n)?(encode: .* left\n)*DataError: rows\.jsonl line 601: "text" is null, .* skip .*\n'
+    )
     assert re.fullmatch(shown, done.stderr), done.stderr
     assert done.stdout == ""
     before = finished(out)
@@ -224,7 +218,7 @@ def test_killed_at_random_moments_workers_and_drivers(
     on_ray = {**job, "out": out, "ray": {"actors": 2, "address": cluster}}
     for _ in range(KILLS // 2):
         assert forks.run(on_ray, 0.0, kill)[0] == -signal.SIGKILL, said.read_text()
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in at_work(out)))
+        wait_for_the_end_of_workers(out)
         now = finished(out)
         assert kept.items() <= now.items()
         assert len(kept) < len(now) < 100

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,41 @@ def test_warnings_are_passed_on_and_units_without_an_answer_are_missed(model: Pa
     assert (heard.rows, heard.lines) == ([2], ["cut", "again", "cut", "again"])
 
 
+class Spark:
+    """Of Spark what the page uses: frames of some rows go through a function that was pickled."""
+
+    def __init__(self) -> None:
+        self.sparkContext = self
+
+    def parallelize(self, rows: list[dict[str, int]], slices: int) -> list[dict[str, int]]:
+        return rows
+
+    def createDataFrame(self, rows: list[dict[str, int]]) -> Spark:
+        self.given = pd.DataFrame(rows)
+        return self
+
+    def mapInPandas(self, function: Any, schema: str) -> Spark:
+        names = [column.split()[0] for column in schema.split(", ")]
+        done = pickle.loads(pickle.dumps(function))(iter([self.given[:2], self.given[2:]]))
+        self.found = [row for frame in done for row in frame[names].to_dict("records")]
+        return self
+
+    def collect(self) -> list[Any]:
+        return [type("Row", (), {"asDict": lambda self, row=row: row})() for row in self.found]
+
+
+def test_the_engine_of_the_page_on_spark_does_a_job(model: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def on_spark" in block]
+    names: dict[str, Any] = {"spark": Spark()}
+    exec(code[: code.index("\nencode(")], names)
+    job, units = begun(model, ["a", None, "b", "c", "ab"], on_bad_row="skip")
+    heard = Heard()
+    names["on_spark"](job, units, heard)
+    assert heard.rows == [2, 2, 1]
+    assert all(job.is_done(unit) for unit in units)
+
+
 ROWS = {"id": [7, 8, 9], "text": ["a", "bb", "abc"], "year": [1, None, 3], "other": ["x", "y", "z"]}
 SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string()), ("year", pa.int64()), ("other", pa.string())])
 
@@ -161,7 +197,7 @@ SCHEMA = pa.schema([("id", pa.int64()), ("text", pa.string()), ("year", pa.int64
 def test_rows_that_an_engine_brings_get_the_columns_of_a_part(bring: str, model: Path) -> None:
     worker = Worker(of_rows(model, SCHEMA, Encode(keep=("year",))))
     table = pa.table(ROWS, SCHEMA)
-    rows = {"table": table, "batch": table.to_batches()[0], "frame": table.to_pandas(types_mapper=pd.ArrowDtype)}[bring]
+    rows = {"table": table, "batch": table.to_batches()[0], "frame": table.to_pandas()}[bring]
     found = worker.table(rows, [])
     assert found.schema == worker.job.schema(3)
     assert found.to_pydict() == {
@@ -195,5 +231,8 @@ def test_rows_that_cannot_be_used_are_errors_with_their_place(model: Path) -> No
         worker.table(pa.table({"text": ["a"]}), [])
     with pytest.raises(DataError, match=r"^a batch of rows: a column is not of one type"):
         worker.table(pd.DataFrame({"id": ["p", 3], "text": ["a", "b"]}), [])
+    worker = Worker(of_rows(model, SCHEMA, Encode(keep=("year",))))
+    with pytest.raises(DataError, match=r'^a batch of rows: "year" is not of the type int64 that the job has \('):
+        worker.table(pd.DataFrame({"id": ["p"], "text": ["a"], "year": [1.5]}), [])
     with pytest.raises(DataError, match=r'^the rows: there is no column "body"; it has "id", "text"'):
         of_rows(model, SCHEMA, Encode(text_column="body"))

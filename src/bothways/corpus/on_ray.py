@@ -7,8 +7,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, redirect_stdout
 from typing import Any
 
 from bothways.corpus.inputs import Unit
@@ -45,7 +45,9 @@ class OnRay:
             import ray
 
             try:
-                settle(self._answers(job, units), job, units, show)
+                # Closed, its actors end: those of a cluster that is not ours would go on after an error.
+                with closing(self._answers(job, units)) as answers:
+                    settle(answers, job, units, show)
             except ray.exceptions.RayError as problem:
                 first = next(filter(str.strip, str(problem).splitlines()), "")
                 raise JobError(
@@ -53,7 +55,7 @@ class OnRay:
                     "are left."
                 ) from None
 
-    def _answers(self, job: Job, units: Sequence[Unit]) -> Iterator[dict[str, Any]]:
+    def _answers(self, job: Job, units: Sequence[Unit]) -> Generator[dict[str, Any]]:
         import ray
         from ray.data import ActorPoolStrategy, DataContext
 

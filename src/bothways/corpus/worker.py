@@ -107,12 +107,14 @@ class Worker:
         `rejected`. Raises DataError at a bad row, unless the job skips them, and for a column that is not there.
         """
         job, where = self.job, "a batch of rows"
-        rows = rows if isinstance(rows, pa.Table | pa.RecordBatch) else _of_frame(rows, where)
+        rows = _as_table(rows, where)
         names = rows.schema.names
         check_column(where, job.settings.text_column, names, "text_column")
         check_column(where, job.settings.id_column or next((name for name in IDS if name in names), IDS[1]), names)
         for column in job.types:
             check_column(where, column.name, names, "keep")
+        # Pandas has whole numbers among which one is missing as fractions.
+        rows = _cast(rows, {column.name: kind for column, kind in job.types.items() if not column.said}, where)
         raws = (Raw(number, 0, row) for number, row in enumerate(rows.to_pylist(), start=1))
         schema = job.schema(self.dim)
         with closing(ahead(self._batches(raws, where, job.settings.text_column, rejected))) as batches:
@@ -191,12 +193,26 @@ class Worker:
         yield batch
 
 
-def _of_frame(frame: Any, where: str) -> pa.Table:
-    """A data frame as a table; what is missing (None, NaN) is null. Raises DataError for a column of several types."""
+def _as_table(rows: Any, where: str) -> pa.Table:
+    """What an engine brings as a table; what is missing in a frame (None, NaN) is null. Raises DataError."""
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
+    if isinstance(rows, pa.Table):
+        return rows
     try:
-        return pa.Table.from_pandas(frame, preserve_index=False)
+        return pa.Table.from_pandas(rows, preserve_index=False)
     except pa.ArrowException as problem:
         raise DataError(f"{where}: a column is not of one type ({problem}).") from None
+
+
+def _cast(rows: pa.Table, types: dict[str, pa.DataType], where: str) -> pa.Table:
+    """The same with some columns as other types. Raises DataError for a value that is none of its type."""
+    for name, kind in types.items():
+        try:
+            rows = rows.set_column(rows.schema.get_field_index(name), name, rows[name].cast(kind))
+        except pa.ArrowException as problem:
+            raise DataError(f'{where}: "{name}" is not of the type {kind} that the job has ({problem}).') from None
+    return rows
 
 
 def ahead(things: Iterator[Thing]) -> Generator[Thing]:
