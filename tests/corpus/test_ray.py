@@ -100,14 +100,14 @@ def at_work(out: Path) -> dict[int, Path]:
     return {int(path.stem.rpartition("-")[2]): path for path in out.glob(".part-*.partial")}
 
 
-def kill_a_worker(out: Path) -> int:
-    """SIGKILL one in the middle of a unit: what it was writing stays."""
-    dead: list[int] = []
+def kill_a_worker(out: Path, dead: set[int] | None = None) -> int:
+    """SIGKILL one that is not yet dead in the middle of a unit: what it was writing stays."""
+    dead = set() if dead is None else dead
     while True:
         pid = until(lambda: next((pid for pid in at_work(out) if pid not in dead), None))
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        dead.append(pid)
+        dead.add(pid)
         if pid in at_work(out):
             return pid
 
@@ -226,6 +226,27 @@ def test_killed_at_random_moments_workers_and_drivers(
     assert forks.run(on_ray)[0] == 0, said.read_text()
     assert kept.items() <= finished(out).items()
     assert_same(out, tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_unit_over_which_three_workers_die_ends_the_job(
+    encoder: Path, forks: Forks, cluster: str, tmp_path: Path
+) -> None:
+    said, out = tmp_path / "said", tmp_path / "out"
+    inputs = [write_rows(tmp_path / "rows.jsonl", 9001)]
+    job = {"encoder": encoder, "inputs": inputs, "settings": {"rows_per_part": 9001}, "said": said, "out": out}
+    dead: set[int] = set()
+
+    def kill(driver: int) -> None:
+        for _ in range(3):
+            kill_a_worker(out, dead)
+
+    assert forks.run({**job, "ray": {"actors": 1, "address": cluster}}, meanwhile=kill)[0] == 1
+    last = said.read_text().splitlines()[-1]
+    assert "JobError: 3 workers died over unit 0 (rows.jsonl, rows 1 to 9,001): " in last
+    assert all(f"-{pid}" in last for pid in dead)
+    assert forks.run(job)[0] == 0, said.read_text()
+    assert len(vectors(out)[0]) == 9001
 
 
 def test_what_ray_cannot_do_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
