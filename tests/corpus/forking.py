@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,12 @@ SOURCE = str(Path(__file__).resolve().parents[2] / "src")
 class Forks:
     """Starts jobs, one at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD", "LOCAL_"))}
         path = os.pathsep.join(filter(None, (SOURCE, os.environ.get("PYTHONPATH"))))
         self.server = subprocess.Popen(
             [sys.executable, "-W", "ignore", __file__],
-            env={**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+            env={**kept, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -35,11 +36,24 @@ class Forks:
     def _line(self) -> str:
         return self.server.stdout.readline().strip()
 
-    def run(self, job: dict[str, Any], kill_after: tuple[int, float] | None = None) -> tuple[int, int]:
-        """Exit code of a job (-9 if it was killed) and its peak memory in KiB; killed so many parts and seconds on."""
+    def run(
+        self,
+        job: dict[str, Any],
+        kill_after: tuple[int, float] | None = None,
+        meanwhile: Callable[[int], None] = lambda pid: None,
+    ) -> tuple[int, int]:
+        """Exit code of a job (-9 if it was killed) and its peak memory in KiB; killed so many parts and seconds on.
+
+        `meanwhile` is called with its pid.
+        """
         there = parts(job["out"])
         print(json.dumps(job, default=str), file=self.server.stdin, flush=True)
         pid = int(self._line())
+        try:
+            meanwhile(pid)
+        except BaseException:
+            os.kill(pid, signal.SIGKILL)
+            raise
         if kill_after is not None:
             more, seconds = kill_after
             begun = time.monotonic()
@@ -63,7 +77,7 @@ def parts(folder: Path) -> int:
 
 
 def main() -> None:
-    import bothways.corpus
+    import bothways.corpus.on_ray
     import bothways.encoder  # noqa: F401
 
     print("ready", flush=True)
@@ -79,12 +93,15 @@ def main() -> None:
 
 def child(job: dict[str, Any]) -> None:
     from bothways.corpus import Encode, encode
+    from bothways.corpus.on_ray import OnRay
 
     os.dup2(os.open(job.pop("said", os.devnull), os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     code = 1
     try:
         kill_at(job.pop("kill", ""))
-        encode(job["encoder"], job["inputs"], job["out"], Encode(**job["settings"]), opening={"dtype": "float32"})
+        engine = OnRay(**job["ray"]) if "ray" in job else None
+        settings = Encode(**job["settings"])
+        encode(job["encoder"], job["inputs"], job["out"], settings, opening={"dtype": "float32"}, engine=engine)
         code = 0
     except BaseException:
         import traceback

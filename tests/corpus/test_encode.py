@@ -203,6 +203,16 @@ def test_another_job_is_refused_with_what_has_changed(
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_an_opening_that_is_left_out_is_as_good_as_none(
+    rows: Path, model: Path, letters: Letters, tmp_path: Path
+) -> None:
+    more = {"dtype": "float32", "attn_implementation": None, "trust_remote_code": False}
+    encode(model, [rows], tmp_path / "out", opening=more)
+    assert encode(model, [rows], tmp_path / "out", opening={"dtype": "float32"}).done == 0
+    with pytest.raises(ConfigError, match=r"holds a job with dtype='float32', now it is None"):
+        encode(model, [rows], tmp_path / "out")
+
+
 def test_input_that_was_copied_is_the_same_input(rows: Path, model: Path, letters: Letters, tmp_path: Path) -> None:
     encode(model, [rows], tmp_path / "out")
     (tmp_path / "copy").mkdir()

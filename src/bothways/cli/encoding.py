@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -20,6 +21,8 @@ def encode(
     format: Format = "parquet",
     devices: tuple[str, ...] = (),
     processes: int = 1,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
 ) -> None:
     """Write the vectors of texts as a folder of Parquet files; the same command goes on where it was interrupted.
 
@@ -31,7 +34,10 @@ def encode(
         out: Folder for the parts and corpus.json; must be empty, not exist yet, or hold the same job unfinished.
         format: Beside the Parquet files: npy writes vectors.npy and ids.jsonl, lance a LanceDB table in lance/.
         devices: One process on each, as in cuda:0 cuda:1.
-        processes: Processes on each device, or on the one that is chosen.
+        processes: Processes on each device, or on the one that is chosen. With Ray: of the whole cluster.
+        engine: Who does the work: local is this machine; ray the machines of a Ray cluster, each process with a GPU
+            or a CPU of its own (needs bothways[ray]). Encoder, inputs and --out must be at the same place on all.
+        ray_address: Where the cluster is; else RAY_ADDRESS says so, else one is started on this machine.
     """
     if not inputs:
         misused("encode: no input. Name one or more files, folders, patterns, URLs or hub:OWNER/NAME.")
@@ -39,13 +45,19 @@ def encode(
         misused(f"encode: --processes {processes}, expected 1 or more.")
     if devices and opening.device is not None:
         misused("encode: --device and --devices say the same. Leave one of them out.")
+    if engine == "ray" and devices:
+        misused("encode: --engine ray gives every process its device. Say how many: --processes N, not --devices.")
+    if engine == "local" and ray_address is not None:
+        misused(f"encode: --ray-address {ray_address} is for --engine ray. Add that, or leave it out.")
     from bothways import corpus
+    from bothways.corpus.on_ray import OnRay
 
     quiet()
+    cluster = OnRay(processes, ray_address, opening.device) if engine == "ray" else None
     how = {name: value for name, value in vars(opening).items() if name != "device"}
     # With commas or without.
     named = tuple(device for item in devices for device in item.split(",") if device)
-    places = named or ((opening.device,) if opening.device else ())
+    places = named or ((opening.device,) if opening.device and cluster is None else ())
     try:
         done = corpus.encode(
             encoder,
@@ -53,7 +65,8 @@ def encode(
             out,
             settings,
             devices=places,
-            processes=processes,
+            processes=1 if cluster else processes,
+            engine=cluster,
             format=format,
             opening=how,
             show_progress=True,

@@ -101,8 +101,7 @@ def encode(
         rows = ROWS_ON_CPU if kind == "cpu" else ROWS_ON_GPU
         workers = max(len(devices), 1) * processes * where.processes
         job, units = jobs.begin(encoder, inputs, out, settings, dict(opening or {}), rows, workers)
-        for partial in out.glob(f".*{PARTIAL}"):
-            partial.unlink()
+        _sweep(out)
         launch.wait(where)
         todo = _missing(job, units[:: where.processes])
         with showing(sum(unit.rows for unit in todo), wanted=show_progress) as show:
@@ -119,6 +118,7 @@ def encode(
             time.sleep(0.2)
             missing = _missing(job, missing)
         ledger.keep(complete=True)
+        _sweep(out)
         written = write_as(format, out)
     return _result(job, units, begun, sum(unit.rows for unit in todo), written)
 
@@ -132,6 +132,12 @@ def one_after_another(job: Job, units: Sequence[Unit], show: Show, device: str |
     with closing(Worker(job, device)) as worker:
         for unit in units:
             worker.do(unit, show.add)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what workers that died have left."""
+    for partial in out.glob(f".*{PARTIAL}"):
+        partial.unlink(missing_ok=True)
 
 
 def _engine(devices: Sequence[str], processes: int) -> Engine:

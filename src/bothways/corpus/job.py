@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from bothways import folders
 from bothways.corpus import inputs as room
-from bothways.corpus.columns import Kept, kept_columns
+from bothways.corpus.columns import KINDS, Kept, kept_columns
 from bothways.corpus.fingerprint import encoder_fingerprint
 from bothways.corpus.inputs import InputFile, Losses, Rejected, Unit
 from bothways.corpus.layout import Manifest
 from bothways.data import OnBadRow, Source
+from bothways.data.formats import check_column
 from bothways.data.hub import HubData
 from bothways.data.rows import TEXT
 from bothways.encoding import Overflow
@@ -115,6 +116,10 @@ class Job:
         """Whether its part is there: it appears whole, after the list of its bad rows."""
         return self.part(unit).exists()
 
+    def named(self, unit: Unit) -> str:
+        """A unit in words."""
+        return f"unit {unit.number} ({self.files[unit.file].name}, rows {unit.row + 1:,} to {unit.row + unit.rows:,})"
+
     def manifest(self, dim: int) -> Manifest:
         """What the folder holds, as yet without parts."""
         return Manifest(
@@ -165,6 +170,26 @@ def begin(
     return job, units
 
 
+def of_rows(
+    encoder: str | Path, schema: pa.Schema, settings: Encode | None = None, opening: dict[str, Any] | None = None
+) -> Job:
+    """A job without folder and files, for `Worker.table`: an engine brings its rows, of this schema.
+
+    `opening` has arguments of `Encoder.from_pretrained`, but for the device. Raises DataError for a column of the
+    settings that the schema does not have.
+    """
+    settings = settings or Encode()
+    keep = kept_columns(settings.keep)
+    for column in (settings.text_column, settings.id_column, *(kept.name for kept in keep)):
+        check_column("the rows", column, schema.names, "text_column, id_column, keep")
+    types = {kept: KINDS[kept.said] if kept.said else schema.field(kept.name).type for kept in keep}
+    encoder = Path(encoder).absolute() if Path(encoder).is_dir() else encoder
+    opening = dict(opening or {})
+    return Job(
+        Path(), str(encoder), encoder_fingerprint(encoder, opening.get("revision")), opening, settings, (), types
+    )
+
+
 def refuse_others(out: Path) -> None:
     """Raises ConfigError if a folder holds something, and no job."""
     ours = out.is_dir() and all(item.name in (UNITS, LOCK) or item.suffix == ".partial" for item in out.iterdir())
@@ -200,12 +225,11 @@ def _same(old: Job, new: Job) -> Job:
         if was == now or free or (name == "rows_per_part" and now is None):
             continue
         raise ConfigError(f"{old.out} holds a job with {name}={was!r}, now it is {now!r}. {way_out}")
-    if old.opening != new.opening:
-        changed = [name for name in new.opening if old.opening.get(name) != new.opening[name]]
-        name = changed[0]
-        raise ConfigError(
-            f"{old.out} holds a job with {name}={old.opening.get(name)!r}, now it is {new.opening[name]!r}. {way_out}"
-        )
+    for name in sorted(old.opening.keys() | new.opening.keys()):
+        # What one leaves out another may name as None or False.
+        was, now = old.opening.get(name) or None, new.opening.get(name) or None
+        if was != now:
+            raise ConfigError(f"{old.out} holds a job with {name}={was!r}, now it is {now!r}. {way_out}")
     _same_files(old, new, way_out)
     found = encoder_fingerprint(new.encoder, new.opening.get("revision"))
     if found != old.fingerprint:

@@ -44,19 +44,31 @@ class PartWriter:
         self.rows = 0
 
     def add(self, ids: Sequence[str], texts: Sequence[str], vectors: Any, kept: Sequence[Sequence[Any]] = ()) -> None:
-        """One row group. `vectors` has shape (rows, stored dim); `kept` has the values of each column."""
-        named = {ID: pa.array(ids, pa.string()), VECTOR: column_of(np.asarray(vectors), self.schema)}
-        if TEXT in self.schema.names:
-            named[TEXT] = pa.array(texts, pa.string())
-        others = [field for field in self.schema if field.name not in (ID, TEXT, VECTOR)]
-        for field, values in zip(others, kept, strict=True):
-            named[field.name] = pa.array(values, field.type)
-        self._writer.write_batch(pa.record_batch([named[name] for name in self.schema.names], schema=self.schema))
+        """One row group of these rows; see `batch_of`."""
+        self._writer.write_batch(batch_of(self.schema, ids, texts, vectors, kept))
         self.rows += len(ids)
 
     def close(self) -> None:
         """Write the end of the file."""
         self._writer.close()
+
+
+def batch_of(
+    schema: pa.Schema, ids: Sequence[str], texts: Sequence[str], vectors: Any, kept: Sequence[Sequence[Any]] = ()
+) -> pa.RecordBatch:
+    """Rows as the schema wants them. `vectors` has shape (rows, stored dim); `kept` has the values of each column."""
+    named = {ID: pa.array(ids, pa.string()), VECTOR: column_of(np.asarray(vectors), schema)}
+    if TEXT in schema.names:
+        named[TEXT] = pa.array(texts, pa.string())
+    others = [field for field in schema if field.name not in (ID, TEXT, VECTOR)]
+    for field, values in zip(others, kept, strict=True):
+        named[field.name] = pa.array(values, field.type)
+    return pa.record_batch([named[name] for name in schema.names], schema=schema)
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process writes what is to become `path`."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
 
 
 @contextmanager
@@ -66,7 +78,7 @@ def whole(path: Path) -> Iterator[Path]:
     It is on the disk by then, so that a file of that name is whole also after the machine stops. Its name is of this
     process alone: where a unit is by chance done twice, neither writes into the other's.
     """
-    partial = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
+    partial = partial_of(path)
     try:
         yield partial
         with partial.open("rb") as file:

@@ -89,9 +89,7 @@ def _raised(problem: BothwaysError | None, trace: str, member: _Member, job: Job
     if problem is not None:
         raise problem
     assert member.unit is not None
-    file = job.files[member.unit.file].name
-    rows = f"rows {member.unit.row + 1:,} to {member.unit.row + member.unit.rows:,}"
-    raise JobError(f"{member.name} failed over unit {member.unit.number} ({file}, {rows}):\n{trace}")
+    raise JobError(f"{member.name} failed over {job.named(member.unit)}:\n{trace}")
 
 
 def _hired(work: Callable[..., None], number: int, job: Job, device: str | None, threads: int) -> _Member:

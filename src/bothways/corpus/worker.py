@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from bothways.corpus.columns import Item, item_of
+import pyarrow as pa
+
+from bothways.corpus.columns import IDS, Item, item_of
 from bothways.corpus.inputs import Rejected, Unit
 from bothways.corpus.job import Job
-from bothways.corpus.parquet import PartWriter, whole
+from bothways.corpus.parquet import PartWriter, batch_of, whole
 from bothways.corpus.units import Reader
+from bothways.data.formats import check_column
 from bothways.data.reading import WAY_OUT
-from bothways.data.rows import RowError
+from bothways.data.rows import Raw, RowError
 from bothways.errors import DataError
 
 ITEMS_AT_ONCE = 2048
@@ -90,14 +93,39 @@ class Worker:
             ):
                 for batch in batches:
                     if batch.items:
-                        texts = [item.text for item in batch.items]
-                        kept = list(zip(*(item.kept for item in batch.items), strict=True))
-                        writer.add([item.id for item in batch.items], texts, self.vectors(texts), kept)
+                        writer.add(*self._columns(batch))
                     tell(batch.rows)
             if rejected:
                 with whole(job.rejected(unit)) as listed:
                     listed.write_text("".join(f"{json.dumps(asdict(item))}\n" for item in rejected), encoding="utf-8")
         return Done(unit.number, writer.rows, len(rejected))
+
+    def table(self, rows: Any, rejected: list[Rejected]) -> pa.Table:
+        """Rows that an engine brings, with their vectors: the columns that a part has, of the rows that can be used.
+
+        `rows` is a table or record batch of pyarrow, or a data frame of pandas. What could not be used goes to
+        `rejected`. Raises DataError at a bad row, unless the job skips them, and for a column that is not there.
+        """
+        job, where = self.job, "a batch of rows"
+        rows = _as_table(rows, where)
+        names = rows.schema.names
+        check_column(where, job.settings.text_column, names, "text_column")
+        check_column(where, job.settings.id_column or next((name for name in IDS if name in names), IDS[1]), names)
+        for column in job.types:
+            check_column(where, column.name, names, "keep")
+        # Pandas has whole numbers among which one is missing as fractions.
+        rows = _cast(rows, {column.name: kind for column, kind in job.types.items() if not column.said}, where)
+        raws = (Raw(number, 0, row) for number, row in enumerate(rows.to_pylist(), start=1))
+        schema = job.schema(self.dim)
+        with closing(ahead(self._batches(raws, where, job.settings.text_column, rejected))) as batches:
+            found = [batch_of(schema, *self._columns(batch)) for batch in batches if batch.items]
+        return pa.Table.from_batches(found, schema)
+
+    def _columns(self, batch: Batch) -> tuple[list[str], list[str], Any, list[tuple[Any, ...]]]:
+        """Ids, texts, vectors and what is kept of some items."""
+        texts = [item.text for item in batch.items]
+        kept = list(zip(*(item.kept for item in batch.items), strict=True))
+        return [item.id for item in batch.items], texts, self.vectors(texts), kept
 
     @property
     def dim(self) -> int:
@@ -138,19 +166,23 @@ class Worker:
 
         Over the whole corpus that is not looked at: it would need all ids in memory.
         """
-        job, file = self.job, self.job.files[unit.file]
-        settings = job.settings
+        file = self.job.files[unit.file]
+        return self._batches(self.reader.rows(unit), file.name, file.text, rejected)
+
+    def _batches(self, raws: Iterable[Raw], where: str, text: str, rejected: list[Rejected]) -> Iterator[Batch]:
+        """Of any rows: `where` is what names them, `text` the column of the text."""
+        job, settings = self.job, self.job.settings
         batch, seen = Batch(), dict[str, str]()
-        for raw in self.reader.rows(unit):
+        for raw in raws:
             batch.rows += 1
             try:
-                item = item_of(raw, file.name, file.text, settings.id_column, job.types, settings.max_row_bytes)
+                item = item_of(raw, where, text, settings.id_column, job.types, settings.max_row_bytes)
                 if item.id in seen:
                     raise RowError(f'the id "{item.id}" is taken by {seen[item.id]}.')
             except RowError as problem:
                 if settings.on_bad_row == "raise":
-                    raise DataError(f"{file.name} {raw.place}: {problem} {WAY_OUT}") from None
-                rejected.append(Rejected(file.name, raw.place, str(problem)))
+                    raise DataError(f"{where} {raw.place}: {problem} {WAY_OUT}") from None
+                rejected.append(Rejected(where, raw.place, str(problem)))
                 continue
             seen[item.id] = raw.place
             batch.items.append(item)
@@ -159,6 +191,28 @@ class Worker:
                 yield batch
                 batch = Batch()
         yield batch
+
+
+def _as_table(rows: Any, where: str) -> pa.Table:
+    """What an engine brings as a table; what is missing in a frame (None, NaN) is null. Raises DataError."""
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
+    if isinstance(rows, pa.Table):
+        return rows
+    try:
+        return pa.Table.from_pandas(rows, preserve_index=False)
+    except pa.ArrowException as problem:
+        raise DataError(f"{where}: a column is not of one type ({problem}).") from None
+
+
+def _cast(rows: pa.Table, types: dict[str, pa.DataType], where: str) -> pa.Table:
+    """The same with some columns as other types. Raises DataError for a value that is none of its type."""
+    for name, kind in types.items():
+        try:
+            rows = rows.set_column(rows.schema.get_field_index(name), name, rows[name].cast(kind))
+        except pa.ArrowException as problem:
+            raise DataError(f'{where}: "{name}" is not of the type {kind} that the job has ({problem}).') from None
+    return rows
 
 
 def ahead(things: Iterator[Thing]) -> Generator[Thing]:
