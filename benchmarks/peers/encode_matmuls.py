@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from bothways import hardware, loading
 
 def products(config: Any, given: EncodeJob) -> Iterator[Product]:
     """Every matrix multiplication that one pass cannot do without."""
-    tokenizer = loading.load_tokenizer(given.folder, trust_remote_code=False)
+    tokenizer = loading.load_tokenizer(Path(given.folder), trust_remote_code=False)
     lengths = [min(len(ids), given.tokens) for ids in tokenizer(passages(given))["input_ids"]]
     packs = hardware.choose_tokens_per_batch(None, torch.device(given.device), 1).value
     for product in trunk(config, given, lengths, backward=False):
