@@ -16,7 +16,7 @@ install: .venv/installed
 	@touch $@
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: install
 	$(BIN)/ruff format --check

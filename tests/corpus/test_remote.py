@@ -28,7 +28,8 @@ class Letters:
 
     dim = 3
 
-    def encode_document(self, texts: list[str], /) -> Any:
+    def encode_document(self, texts: list[str], /, **asked: Any) -> Any:
+        assert not {name for name, value in asked.items() if value not in (None, "float32", "truncate")}
         if "breaks" in texts:
             raise RuntimeError("the model broke")
         return np.array([[text.count(letter) for letter in "abc"] for text in texts], dtype=np.float32)
@@ -51,6 +52,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(Worker, "encoder", Letters())
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "model" / "modules.json").write_text("[]")
     return tmp_path / "model"
 
 

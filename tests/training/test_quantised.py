@@ -72,7 +72,7 @@ def test_the_stage_learns_and_its_adapter_on_the_full_weights_gives_the_folder(
         assert (encoder.model.get_submodule(name).weight.cpu() - expected).abs().max() < 1e-6
     encoder.save_pretrained(tmp_path / "tuned")
     base = Encoder.from_pretrained(tmp_path / "base", device="cpu")
-    base.model = PeftModel.from_pretrained(base.model, str(tmp_path / "tuned" / "adapter")).eval()
+    base.model = PeftModel.from_pretrained(base.model, str(tmp_path / "tuned" / "adapter")).eval().base_model.model
     texts = real_texts[:5]
     opened = Encoder.from_pretrained(tmp_path / "tuned", device="cpu").encode(texts)
     assert abs(base.encode(texts) - opened).max() < 1e-5
