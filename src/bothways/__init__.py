@@ -5,6 +5,7 @@ The public names below are imported when they are first used, so that `import bo
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     from bothways.training.settings import Supervised as Supervised
 
 __version__ = "0.1.0"
+
+# Where DeepSpeed is installed, accelerate imports it in every process, and where there is no GPU it says so on stdout,
+# which is for data.
+logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
 
 _HOMES = {
     "Certificate": "bidirectional.probe",

@@ -344,3 +344,10 @@ def test_two_gpus_equal_one_process(base: dict[str, Path], tmp_path: Path, shari
     assert done.returncode == 0, done.stderr
     assert "resumed after step 5" in done.stderr
     assert worst(alone, weights(job)) <= 1e-4
+
+
+@needs_deepspeed
+def test_where_deepspeed_is_installed_stdout_stays_for_data() -> None:
+    look = "import bothways; from deepspeed.accelerator import get_accelerator; get_accelerator()"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", look], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
