@@ -220,13 +220,11 @@ class Encoder(nn.Module):
         texts: str | Sequence[str],
         *,
         instruction: Instructions = None,
-        as_tensor: bool = False,
         **ask: Unpack[Ask],
     ) -> Any:
         """Vectors of texts: float32, shape (dim,) for one string, (n, dim) for a list, (0, dim) for an empty one.
 
-        `instruction` is one for all texts or one (or None) for each. `as_tensor` gives a tensor on the encoder's
-        device instead of a numpy array. Further:
+        `instruction` is one for all texts or one (or None) for each. Further:
 
         - `tokens_per_batch`: tokens that go through the model at once; None: what is fast on the device;
         - `truncate_dim`: only so many of the first numbers, of unit length again (Matryoshka);
@@ -235,6 +233,7 @@ class Encoder(nn.Module):
         - `overflow`: a text longer than `settings.max_length` tokens is cut at its end ("truncate", the default),
           computed in pieces of that length and pooled over all of them ("chunk"), each with a warning that counts
           such texts, or refused ("error", DataError);
+        - `as_tensor`: a tensor on the encoder's device instead of a numpy array;
         - `show_progress`: a bar on stderr.
 
         The empty text has the vector of its special tokens. Equal texts are computed once. Neither the order of texts
@@ -243,17 +242,17 @@ class Encoder(nn.Module):
         """
         asked = Asked.of("encode", ask)
         checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, "encode")
-        return self._encode(texts, checked, self._around(instruction, len(checked)), asked, as_tensor)
+        return self._encode(texts, checked, self._around(instruction, len(checked)), asked)
 
-    def encode_query(self, texts: str | Sequence[str], *, as_tensor: bool = False, **ask: Unpack[Ask]) -> Any:
+    def encode_query(self, texts: str | Sequence[str], **ask: Unpack[Ask]) -> Any:
         """`encode` with the stored prompt "query" in front, if there is one."""
-        return self._encode_prompted("query", texts, as_tensor, ask)
+        return self._encode_prompted("query", texts, ask)
 
-    def encode_document(self, texts: str | Sequence[str], *, as_tensor: bool = False, **ask: Unpack[Ask]) -> Any:
+    def encode_document(self, texts: str | Sequence[str], **ask: Unpack[Ask]) -> Any:
         """`encode` with the stored prompt "document" in front, if there is one."""
-        return self._encode_prompted("document", texts, as_tensor, ask)
+        return self._encode_prompted("document", texts, ask)
 
-    def _encode_prompted(self, name: str, texts: str | Sequence[str], as_tensor: bool, ask: Mapping[str, Any]) -> Any:
+    def _encode_prompted(self, name: str, texts: str | Sequence[str], ask: Mapping[str, Any]) -> Any:
         call = f"encode_{name}"
         asked = Asked.of(call, ask)
         checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, call)
@@ -263,7 +262,7 @@ class Encoder(nn.Module):
         before = prompt.rstrip()
         space = prompt[len(before) :]
         spaced = [space + text for text in checked] if space else checked
-        return self._encode(texts, spaced, [(before, "")] * len(checked), asked, as_tensor)
+        return self._encode(texts, spaced, [(before, "")] * len(checked), asked)
 
     def _encode(
         self,
@@ -271,7 +270,6 @@ class Encoder(nn.Module):
         texts: Sequence[str],
         around: Sequence[tuple[str, str]],
         asked: Asked,
-        as_tensor: bool,
     ) -> Any:
         training = self.training
         self.eval()
@@ -279,8 +277,6 @@ class Encoder(nn.Module):
             found = flow.encode(self, texts, around, asked)
         finally:
             self.train(training)
-        if as_tensor:
-            found = _on(self.device, found)
         return found[0] if isinstance(given, str) else found
 
     def save_pretrained(self, folder: str | Path, *, head: bool = True, overwrite: bool = False) -> None:
@@ -344,9 +340,3 @@ def _each(instruction: Instructions, count: int) -> list[str | None]:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _on(device: torch.device, found: Any) -> Any:
-    if isinstance(found, list):
-        return [replace(item, vectors=torch.from_numpy(item.vectors).to(device)) for item in found]
-    return torch.from_numpy(found).to(device)

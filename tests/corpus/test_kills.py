@@ -17,7 +17,6 @@ sys.path.append(str(Path(__file__).parent))
 
 from forking import Forks
 
-from bothways import convert
 from bothways.corpus.layout import ID, VECTOR, read_manifest, tables, vectors_of
 
 KILLS = 20
@@ -28,13 +27,6 @@ def forks() -> Iterator[Forks]:
     forks = Forks()
     yield forks
     forks.close()
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "tiny"
-    convert(tiny_llama_folder, dtype="float32", device="cpu").save_pretrained(folder)
-    return folder
 
 
 def write_rows(path: Path, rows: int, *, seed: int = 0, bad_every: int = 0) -> Path:

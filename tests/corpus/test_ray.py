@@ -23,7 +23,6 @@ sys.path.append(str(Path(__file__).parent))
 from forking import SOURCE, Forks
 from test_kills import finished, vectors, write_rows
 
-from bothways import convert
 from bothways.cli import main
 from bothways.corpus.on_ray import OnRay
 from bothways.errors import ConfigError
@@ -77,13 +76,6 @@ def forks(environment: dict[str, str]) -> Iterator[Forks]:
     forks = Forks(**environment)
     yield forks
     forks.close()
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "tiny"
-    convert(tiny_llama_folder, dtype="float32", device="cpu").save_pretrained(folder)
-    return folder
 
 
 def until(true: Callable[[], Any], seconds: float = 200) -> Any:

@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).parent))
 from forking import SOURCE
 from staffing import job, work
 
-from bothways import Encoder, convert
+from bothways import Encoder
 from bothways.corpus.inputs import Unit
 from bothways.corpus.layout import read_manifest, tables, vectors_of
 from bothways.corpus.staff import work_in_processes
@@ -103,13 +103,6 @@ def test_none_outlives_the_one_that_started_it(tmp_path: Path) -> None:
         parent.kill()
         parent.wait()
     until(lambda: gone(worker), 20)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory, tiny_llama_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("encoder") / "tiny"
-    convert(tiny_llama_folder, dtype="float32", device="cpu").save_pretrained(folder)
-    return folder
 
 
 def check(out: Path, encoder: Path, texts: list[str]) -> None:

@@ -79,7 +79,7 @@ def test_texts_are_tokenised_behind_the_model(encoder: Encoder, monkeypatch: pyt
     monkeypatch.setattr(Encoder, "rows", rows)
     monkeypatch.setattr(flow, "WINDOW", 2)
     assert encoder.encode(["a", "b", "c", "d", "e"]).shape == (5, 56)
-    assert all(name.startswith("tokenise") for name in threads)
+    assert all(name.startswith("ahead") for name in threads)
 
 
 def test_packing_is_measured_once(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:

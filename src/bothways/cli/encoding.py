@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
 from bothways.cli.options import Opening, misused, quiet, say
 from bothways.corpus.job import Encode
 from bothways.corpus.sinks import Format
+
+if TYPE_CHECKING:
+    from bothways.corpus import Encoded
 
 
 def encode(
@@ -39,16 +42,7 @@ def encode(
             or a CPU of its own (needs bothways[ray]). Encoder, inputs and --out must be at the same place on all.
         ray_address: Where the cluster is; else RAY_ADDRESS says so, else one is started on this machine.
     """
-    if not inputs:
-        misused("encode: no input. Name one or more files, folders, patterns, URLs or hub:OWNER/NAME.")
-    if processes < 1:
-        misused(f"encode: --processes {processes}, expected 1 or more.")
-    if devices and opening.device is not None:
-        misused("encode: --device and --devices say the same. Leave one of them out.")
-    if engine == "ray" and devices:
-        misused("encode: --engine ray gives every process its device. Say how many: --processes N, not --devices.")
-    if engine == "local" and ray_address is not None:
-        misused(f"encode: --ray-address {ray_address} is for --engine ray. Add that, or leave it out.")
+    _check(inputs, devices, processes, engine, ray_address, opening)
     from bothways import corpus
     from bothways.corpus.on_ray import OnRay
 
@@ -74,8 +68,33 @@ def encode(
     except KeyboardInterrupt:
         say(f"encode: interrupted. What is finished stays in {out}; the same command goes on.")
         raise
-    if not done.whole:
-        return
+    if done.whole:
+        _tell(done, out, format)
+
+
+def _check(
+    inputs: tuple[str, ...],
+    devices: tuple[str, ...],
+    processes: int,
+    engine: str,
+    ray_address: str | None,
+    opening: Opening,
+) -> None:
+    """Leave with 2 for what cannot be meant."""
+    if not inputs:
+        misused("encode: no input. Name one or more files, folders, patterns, URLs or hub:OWNER/NAME.")
+    if processes < 1:
+        misused(f"encode: --processes {processes}, expected 1 or more.")
+    if devices and opening.device is not None:
+        misused("encode: --device and --devices say the same. Leave one of them out.")
+    if engine == "ray" and devices:
+        misused("encode: --engine ray gives every process its device. Say how many: --processes N, not --devices.")
+    if engine == "local" and ray_address is not None:
+        misused(f"encode: --ray-address {ray_address} is for --engine ray. Add that, or leave it out.")
+
+
+def _tell(done: Encoded, out: Path, format: Format) -> None:
+    """What was written, and what was left out."""
     if done.rejected:
         more = f"\n  and {done.rejected - len(done.listed):,} more" if done.rejected > len(done.listed) else ""
         listed = "\n".join(f"  {line}" for line in done.listed)

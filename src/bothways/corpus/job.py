@@ -21,9 +21,9 @@ from bothways.data import OnBadRow, Source
 from bothways.data.formats import check_column
 from bothways.data.hub import HubData
 from bothways.data.rows import TEXT
-from bothways.encoding import Overflow
+from bothways.encoding import Asked, Overflow
 from bothways.errors import ConfigError, DataError
-from bothways.precision import Precision, check_precision
+from bothways.precision import Precision
 
 JOB, UNITS, LOCK = "job.json", "units.jsonl", ".lock"
 VERSION = 1
@@ -70,16 +70,14 @@ class Encode:
     """Tokens that go through the model at once; None: what is fast on the device. Changes speed and memory alone."""
 
     def __post_init__(self) -> None:
-        for name in ("max_row_bytes", "rows_per_part", "truncate_dim", "tokens_per_batch"):
+        for name in ("max_row_bytes", "rows_per_part", "truncate_dim"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"Encode({name}={value}): expected 1 or more.")
         if self.on_bad_row not in get_args(OnBadRow):
             raise ConfigError(f'Encode(on_bad_row="{self.on_bad_row}"): use "raise" or "skip".')
-        check_precision(self.precision)
-        if self.overflow not in get_args(Overflow):
-            known = ", ".join(f'"{name}"' for name in get_args(Overflow))
-            raise ConfigError(f'Encode(overflow="{self.overflow}"): use one of {known}.')
+        # What it asks of the encoder, checked where that is known.
+        Asked(call="Encode", precision=self.precision, overflow=self.overflow, tokens_per_batch=self.tokens_per_batch)
         kept_columns(self.keep)
 
 

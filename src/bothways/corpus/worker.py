@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
+from bothways.background import ahead
 from bothways.corpus.columns import IDS, Item, item_of
 from bothways.corpus.inputs import Rejected, Unit
 from bothways.corpus.job import Job
@@ -21,13 +21,13 @@ from bothways.corpus.units import Reader
 from bothways.data.formats import check_column
 from bothways.data.reading import WAY_OUT
 from bothways.data.rows import Raw, RowError
+from bothways.encoding import Asked
 from bothways.errors import DataError
 
 ITEMS_AT_ONCE = 2048
 """Texts encoded and written as one row group: what stays in memory beside the model, twice ..."""
 LETTERS_AT_ONCE = 1 << 25
 """... or fewer of them, where they are long."""
-Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,11 @@ class Worker:
         """The encoder of the job, on this worker's device."""
         from bothways.encoder import Encoder
 
-        return Encoder.from_pretrained(self.job.encoder, device=self.device, **self.job.opening)
+        encoder = Encoder.from_pretrained(self.job.encoder, device=self.device, **self.job.opening)
+        if encoder.dtype_choice is not None:
+            said = f"computed in {encoder.dtype}: {encoder.dtype_choice.why}".replace("torch.", "")
+            warnings.warn(said, stacklevel=2)
+        return encoder
 
     @cached_property
     def reader(self) -> Reader:
@@ -130,13 +134,7 @@ class Worker:
     @property
     def dim(self) -> int:
         """Numbers of a vector, before several are packed into a byte."""
-        most = self.job.settings.truncate_dim
-        full = int(self.encoder.dim)
-        if most is not None and most > full:
-            raise DataError(
-                f"truncate_dim={most}: the vectors of {self.job.encoder} have {full} numbers. Leave it out."
-            )
-        return full if most is None else most
+        return Asked(truncate_dim=self.job.settings.truncate_dim).dim_of(int(self.encoder.dim))
 
     def vectors(self, texts: list[str]) -> Any:
         """The vectors of some texts as they are stored, shape (texts, stored dim)."""
@@ -213,13 +211,3 @@ def _cast(rows: pa.Table, types: dict[str, pa.DataType], where: str) -> pa.Table
         except pa.ArrowException as problem:
             raise DataError(f'{where}: "{name}" is not of the type {kind} that the job has ({problem}).') from None
     return rows
-
-
-def ahead(things: Iterator[Thing]) -> Generator[Thing]:
-    """The same things, each made by a thread while the one before is used."""
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, things, end)
-        while (thing := coming.result()) is not end:
-            coming = pool.submit(next, things, end)
-            yield thing  # type: ignore[misc]

@@ -21,6 +21,7 @@ class Ask(TypedDict, total=False):
     precision: Precision
     output: Output
     overflow: Overflow
+    as_tensor: bool
     show_progress: bool
 
 
@@ -40,6 +41,8 @@ class Asked:
     """text: one vector for each text; token: `TokenVectors` of each."""
     overflow: Overflow = "truncate"
     """What is done with a text of more than `max_length` tokens: cut it, compute it in pieces, or refuse it."""
+    as_tensor: bool = False
+    """Whether vectors come as tensors on the encoder's device, not as numpy arrays."""
     show_progress: bool = False
 
     def __post_init__(self) -> None:

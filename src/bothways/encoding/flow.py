@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bothways import hardware
+from bothways.background import ahead
 from bothways.encoding.asked import Asked, TokenVectors
-from bothways.encoding.reading import AROUND, WINDOW, Item, Reader, ahead, distinct
+from bothways.encoding.reading import AROUND, WINDOW, Item, Reader, distinct
 from bothways.packing import Packing, Rows
 from bothways.precision import PRECISIONS, quantise, stored_dim
 from bothways.provenance import EncoderSettings
@@ -65,21 +67,30 @@ def encode(source: Computes, texts: Sequence[str], around: Sequence[AROUND], ask
         source.settings.max_length,
         asked,
     )
-    windows = [firsts[start : start + WINDOW] for start in range(0, len(firsts), WINDOW)]
-    calls = [partial(reader.items, texts, around, window) for window in windows]
+    windows = (firsts[start : start + WINDOW] for start in range(0, len(firsts), WINDOW))
+    made_of = (reader.items(texts, around, window) for window in windows)
     kept: Any = [None] * len(firsts)
     if not spans:
         kept = np.empty((len(firsts), stored_dim(dim, asked.precision)), dtype=PRECISIONS[asked.precision])
     compute = _Compute(source, asked, dim)
     # A single row is as fast as it is.
-    with source.packing() if len(firsts) > 1 else nullcontext(None) as packed, _bar(asked, len(firsts)) as advance:
-        for number, items in enumerate(ahead(calls)):
+    with ExitStack() as stack:
+        packed = stack.enter_context(source.packing()) if len(firsts) > 1 else None
+        advance = stack.enter_context(_bar(asked, len(firsts)))
+        coming = stack.enter_context(closing(ahead(made_of)))
+        for number, items in enumerate(coming):
             made = compute.tokens(items, packed, advance) if spans else compute.texts(items, packed, advance)
             kept[number * WINDOW : number * WINDOW + len(items)] = made
     _warn(reader, places, source.settings.max_length)
-    if len(firsts) == len(places):
-        return kept
-    return [kept[place] for place in places] if spans else kept[places]
+    if len(firsts) < len(places):
+        kept = [kept[place] for place in places] if spans else kept[places]
+    return _on(source.device, kept) if asked.as_tensor else kept
+
+
+def _on(device: torch.device, found: Any) -> Any:
+    if isinstance(found, list):
+        return [replace(item, vectors=torch.from_numpy(item.vectors).to(device)) for item in found]
+    return torch.from_numpy(found).to(device)
 
 
 class _Compute:
@@ -119,7 +130,7 @@ class _Compute:
         lengths = [len(item) for item in items]
         if not lengths:
             return
-        budget = self._budget(max(max(map(len, item.rows)) for item in items))
+        budget = self._budget()
         waiting = [[0]] if packed is None else packed.groups(lengths, budget)
         waiting.reverse()
         while waiting:
@@ -136,8 +147,9 @@ class _Compute:
             yield group, states
             advance(len(group))
 
-    def _budget(self, longest: int) -> int:
-        chosen = hardware.choose_tokens_per_batch(self.asked.tokens_per_batch, self.source.device, longest).value
+    def _budget(self) -> int:
+        # Long rows are not computed one by one: here no activations are kept, and short ones may go with them.
+        chosen = hardware.choose_tokens_per_batch(self.asked.tokens_per_batch, self.source.device, 1).value
         return chosen if self.most is None else min(chosen, self.most)
 
     def _states(self, rows: list[TextIds], budget: int) -> Float[Tensor, "tokens dim"]:

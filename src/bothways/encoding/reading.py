@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from bothways.encoding.asked import Asked
 from bothways.errors import DataError
@@ -18,7 +16,6 @@ AROUND = tuple[str, str]
 Tokenise = Callable[[Sequence[str], Sequence[AROUND]], list[TextIds]]
 Split = Callable[[str, AROUND], list[tuple[int, TextIds]]]
 """A text that is too long -> where each of its pieces begins, and its ids."""
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,3 @@ class Reader:
             else:
                 found.append(Item((row,)))
         return found
-
-
-def ahead(make: Sequence[Callable[[], Made]]) -> Iterator[Made]:
-    """What the calls make, in order; each is made in the background while the one before is used."""
-    if len(make) < 2:
-        yield from (call() for call in make)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as pool:
-        future = pool.submit(make[0])
-        for call in make[1:]:
-            made, future = future.result(), pool.submit(call)
-            yield made
-        yield future.result()
