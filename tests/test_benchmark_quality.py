@@ -6,7 +6,6 @@ import argparse
 import gzip
 import json
 import random
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,9 +158,7 @@ def test_a_key_holds_what_decides_a_cell_and_nothing_else(data: Path, tmp_path: 
     bench = a_bench(data, tmp_path)
 
     def keys(seed: int = 0, **changes: Any) -> dict[str, str]:
-        return {
-            name: key_of(bench._why(step)) for name, step in chain("bothways", seed, {**DEFAULT, **changes}).items()
-        }
+        return {name: key_of(bench.why(step)) for name, step in chain("bothways", seed, {**DEFAULT, **changes}).items()}
 
     plain, other = keys(), keys(simcse={"learning_rate": 7e-4})
     assert len(set(plain.values())) == 4
@@ -249,34 +246,61 @@ def test_the_form_for_older_libraries_gives_the_same_tokens(tiny_llama_folder: P
     assert json.loads((folder / "config.json").read_text())["rope_theta"] == 10000.0
 
 
-def test_sentence_transformers_learns_for_as_long_as_it_is_given(
+def test_sentence_transformers_is_given_the_steps_that_our_time_has_room_for(
+    data: Path, tmp_path: Path, tiny_llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.quality import bench as benches
+    from benchmarks.quality.bench import chain
+    from benchmarks.quality.pace import PACED, pace, steps
+    from benchmarks.quality.settings import AFTER_SIMCSE, DECODERS, DEFAULT, LAST, Decoder, tiny
+
+    monkeypatch.setitem(DECODERS, "embedded", Decoder("random", str(tiny_llama_folder)))
+    bench = a_bench(data, tmp_path)
+    assert bench.decoder == tiny(DECODERS["embedded"])
+    done: list[tuple[str, str, int]] = []
+
+    def perform(side: str, job: Any, folder: Path) -> dict[str, Any]:
+        done.append((side, job.stage, job.settings["steps"]))
+        Path(job.out).mkdir(parents=True)
+        return {"seconds": {"mntp": 40.0, "simcse": 60.0, "supervised": 30.0}[job.stage], "seconds of a step": 2.5}
+
+    monkeypatch.setattr(benches, "perform", perform)
+    found = pace(bench)
+    assert steps(found) == {AFTER_SIMCSE: 40, LAST: 12}
+    assert [(side, stage) for side, stage, _ in done] == [
+        *(("bothways", stage) for stage in ("mntp", "simcse", "supervised")),
+        *(("sentence-transformers", stage) for stage in ("simcse", "supervised")),
+    ]
+    assert [count for *_, count in done[3:]] == [PACED] * 2
+    assert pace(bench) == found
+    assert len(done) == 5
+    chosen = chain("sentence-transformers", 0, DEFAULT, steps(found))
+    assert [bench._settings(step)["steps"] for step in chosen.values()] == [40, 12]
+
+
+def test_sentence_transformers_does_the_steps_that_it_is_given(
     tiny_llama_folder: Path, tmp_path: Path, real_texts: list[str]
 ) -> None:
-    from benchmarks.peers.quality_sentence_transformers import Timed
     from benchmarks.peers.quality_wire import Job
     from benchmarks.quality.sides import causal_folder, perform
 
-    timed: Any = SimpleNamespace(warm_up=0.2)
-    rates = [Timed.rate(timed, share) for share in (0.0, 0.1, 0.2, 0.6, 1.0)]
-    assert rates == pytest.approx([0.1, 0.5, 1.0, 0.5, 0.0])
     causal_folder(tiny_llama_folder, tmp_path / "base", 64)
     triplets = [list(row) for row in zip(real_texts[:40], real_texts[40:80], real_texts[80:120], strict=True)]
     settings = {"batch_size": 5, "learning_rate": 1e-3, "warm_up": 0.2, "max_length": 16, "temperature": 0.05}
     job = Job(
         base=str(tmp_path / "base"),
         stage="supervised",
-        settings=settings,
+        # More than the triplets make in one epoch.
+        settings={**settings, "steps": 11},
         examples=triplets,
-        seconds=1.5,
         out=str(tmp_path / "out"),
         encode=real_texts[:3],
         vectors=str(tmp_path / "vectors.npy"),
     )
     facts = perform("sentence-transformers", job, tmp_path)
-    assert facts["steps"] >= 1
-    assert facts["seconds"] >= 1.5
+    assert facts["steps"] == 11
+    assert 0 < facts["seconds of a step"] < facts["seconds"]
     assert np.load(tmp_path / "vectors.npy").shape == (3, 56)
-    shutil.rmtree(tmp_path / "out")
 
 
 def test_what_cannot_be_measured_is_said_at_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,8 +310,6 @@ def test_what_cannot_be_measured_is_said_at_once(data: Path, tmp_path: Path, mon
         quality.measure(options(data, tmp_path, "--only openai"))
     with pytest.raises(SystemExit, match=r"no decoder gpt-5\. Use embedded, babyllama-tok105"):
         quality.measure(options(data, tmp_path, "--only bothways --decoders gpt-5"))
-    with pytest.raises(SystemExit, match="sentence-transformers is given the time that bothways takes"):
-        quality.measure(options(data, tmp_path, "--only sentence-transformers --choose"))
     monkeypatch.setattr(llm2vec_env, "BUILT", tmp_path / "built")
     with pytest.raises(SystemExit, match=r"Build it with `python -m benchmarks.llm2vec_env`"):
         quality.measure(options(data, tmp_path))

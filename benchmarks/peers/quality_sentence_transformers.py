@@ -1,4 +1,4 @@
-"""sentence-transformers' trainer on the causal model, for as long as our stages took."""
+"""sentence-transformers' trainer on the causal model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from benchmarks.peers.quality_wire import Job, serve
-from benchmarks.peers.wire import MANY_STEPS
 
 COLUMNS = ("anchor", "positive", "negative")
+FIRST = 3
+"""Steps that are not timed: what is made once is made in them."""
 
 
 def perform(job: Job) -> dict[str, Any]:
@@ -36,39 +36,19 @@ def perform(job: Job) -> dict[str, Any]:
 
 
 class Clock(TrainerCallback):
-    """Ends the training when the time is up, and says which share of it has passed."""
+    """Says what a step takes, once the first few are done."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.steps, self.begun = seconds, 0, time.monotonic()
+    def __init__(self) -> None:
+        self.ends: list[float] = []
 
-    def share(self) -> float:
-        """Of the time, 0 to 1."""
-        return min(1.0, (time.monotonic() - self.begun) / self.seconds)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """One more step is done."""
-        self.steps = state.global_step
-        control.should_training_stop = self.share() >= 1
-        return control
+        self.ends.append(time.monotonic())
 
-
-class Timed(SentenceTransformerTrainer):
-    """Its learning rate rises and falls with the time, as ours with the steps."""
-
-    clock: Clock
-    warm_up: float
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """A linear rise and a linear fall to 0."""
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda _: self.rate(self.clock.share()))
-        return self.lr_scheduler
-
-    def rate(self, share: float) -> float:
-        """The factor of the peak learning rate after that share of the time."""
-        if share < self.warm_up:
-            # The first step is not to be lost.
-            return max(share, 0.02) / self.warm_up
-        return (1 - share) / (1 - self.warm_up)
+    def step(self) -> float:
+        """Seconds of a step."""
+        timed = self.ends[min(FIRST, len(self.ends) - 2) :]
+        return (timed[-1] - timed[0]) / (len(timed) - 1)
 
 
 def _train(model: SentenceTransformer, job: Job) -> dict[str, Any]:
@@ -81,13 +61,14 @@ def _train(model: SentenceTransformer, job: Job) -> dict[str, Any]:
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = settings["dropout"]
     model.max_seq_length = settings["max_length"]
-    assert job.seconds is not None
     with tempfile.TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=folder,
-            max_steps=MANY_STEPS,
+            max_steps=settings["steps"],
             per_device_train_batch_size=settings["batch_size"],
             learning_rate=settings["learning_rate"],
+            lr_scheduler_type="linear",
+            warmup_steps=round(settings["warm_up"] * settings["steps"]),
             # What it recommends for this loss; of texts that are their own positives it would take none.
             batch_sampler="batch_sampler" if alike else "no_duplicates",
             seed=job.seed,
@@ -100,20 +81,19 @@ def _train(model: SentenceTransformer, job: Job) -> dict[str, Any]:
             report_to=[],
             disable_tqdm=True,
         )
-        clock = Clock(job.seconds)
-        trainer = Timed(
+        clock = Clock()
+        trainer = SentenceTransformerTrainer(
             model=model,
             args=arguments,
             train_dataset=Dataset.from_dict(columns),
             loss=MultipleNegativesRankingLoss(model, scale=1 / settings["temperature"]),
             callbacks=[clock],
         )
-        trainer.clock, trainer.warm_up = clock, settings["warm_up"]
-        clock.begun = time.monotonic()
+        begun = time.monotonic()
         done = trainer.train()
-    seconds = time.monotonic() - clock.begun
+    facts = {"seconds": time.monotonic() - begun, "seconds of a step": clock.step()}
     model.max_seq_length = job.max_length
-    return {"seconds": seconds, "steps": clock.steps, "loss": done.training_loss}
+    return {**facts, "steps": done.global_step, "loss": done.training_loss}
 
 
 if __name__ == "__main__":

@@ -29,8 +29,6 @@ class Job:
     examples: list[list[str]] = field(default_factory=list)
     """What supervised learns from: query, positive, negative."""
     seed: int = 0
-    seconds: float | None = None
-    """Wall time of the training, for the side that has no number of steps."""
     precision: str = "fp32"
     """bf16 or fp32: what training computes in. Vectors are always computed in float32."""
     out: str | None = None

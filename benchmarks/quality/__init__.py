@@ -73,18 +73,38 @@ def _benches(options: argparse.Namespace) -> Iterator[Any]:
 
 def _choose(options: argparse.Namespace, sides: list[str]) -> Findings:
     from benchmarks.quality.choose import choose
-    from benchmarks.quality.settings import GRID, OURS, ST
+    from benchmarks.quality.settings import GRID
 
-    if ST in sides and OURS not in sides:
-        raise SystemExit(f"benchmarks quality: {ST} is given the time that {OURS} takes. Name both with --only.")
+    benches = list(_benches(options))
+    paces = _paces(benches, sides)
     rows, chosen = [], {}
-    for bench in _benches(options):
+    for bench in benches:
         mine: dict[str, Any] = {}
         for side in sides:
-            mine[side], tried = choose(bench, side, mine.get(OURS))
+            mine[side], tried = choose(bench, side, _steps(side, bench, paces))
             rows += [{"decoder": bench.decoder.name, "side": side, **row} for row in tried]
         chosen[bench.decoder.name] = mine
-    return Findings(rows, observed={"chosen": chosen, "grid": {name: list(values) for name, values in GRID.items()}})
+    grid = {name: list(values) for name, values in GRID.items()}
+    return Findings(rows, observed={"chosen": chosen, "grid": grid, "pace": paces})
+
+
+def _paces(benches: list[Any], sides: list[str]) -> dict[str, Any]:
+    """Of every decoder, before anything else: the machine has to do nothing else meanwhile, and may afterwards."""
+    from benchmarks.quality.pace import pace
+    from benchmarks.quality.settings import ST
+
+    if ST not in sides:
+        return {}
+    found = {bench.decoder.name: pace(bench) for bench in benches}
+    say("what depends on the load of the machine is measured")
+    return found
+
+
+def _steps(side: str, bench: Any, paces: dict[str, Any]) -> dict[str, int] | None:
+    from benchmarks.quality.pace import steps
+    from benchmarks.quality.settings import ST
+
+    return steps(paces[bench.decoder.name]) if side == ST else None
 
 
 def _test(options: argparse.Namespace, sides: list[str]) -> Findings:
@@ -94,22 +114,23 @@ def _test(options: argparse.Namespace, sides: list[str]) -> Findings:
     begun = time.monotonic()
     rows: list[dict[str, Any]] = []
     trainings: list[dict[str, Any]] = []
-    for bench in _benches(options):
-        for row, training in _cells(bench, options, sides, choice["chosen"].get(bench.decoder.name, {})):
+    benches = list(_benches(options))
+    paces = _paces(benches, sides)
+    for bench in benches:
+        for row, training in _cells(bench, options, sides, choice["chosen"].get(bench.decoder.name, {}), paces):
             rows += row
             trainings += training
     say(f"{len(rows)} scores in {time.monotonic() - begun:.0f} s")
-    observed = {**summary(rows), "choice of settings": choice, "trainings": trainings}
+    observed = {**summary(rows), "choice of settings": choice, "pace": paces, "trainings": trainings}
     return Findings(rows, observed={**observed, "seconds of this run": round(time.monotonic() - begun)})
 
 
 def _cells(
-    bench: Any, options: argparse.Namespace, sides: list[str], chosen: dict[str, Any]
+    bench: Any, options: argparse.Namespace, sides: list[str], chosen: dict[str, Any], paces: dict[str, Any]
 ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
     """The rows of one line of the table after the other, and what its training took."""
     from benchmarks.quality.bench import Step, chain, main_score
-    from benchmarks.quality.choose import seconds
-    from benchmarks.quality.settings import CAUSAL, DEFAULT, OPENED, OURS, RANDOM, ST
+    from benchmarks.quality.settings import CAUSAL, DEFAULT, OPENED, OURS, RANDOM
     from bothways.evaluation import FLOOR, TfIdf
 
     name = bench.decoder.name
@@ -125,7 +146,7 @@ def _cells(
     yield rows(OURS, CAUSAL, None, bench.scores(Step(OURS, CAUSAL, 0, {}), "test")), []
     for seed in range(options.seeds):
         for side in sides:
-            given = seconds(bench, seed, chosen.get(OURS, DEFAULT)) if side == ST else None
+            given = _steps(side, bench, paces)
             for stage, step in chain(side, seed, chosen.get(side, DEFAULT), given).items():
                 found = rows(side, stage, None if stage == OPENED else seed, bench.scores(step, "test"))
                 if stage != OPENED:

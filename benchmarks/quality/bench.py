@@ -37,8 +37,8 @@ class Step:
     seed: int
     chosen: Chosen
     before: Step | None = None
-    seconds: float | None = None
-    """Wall time of its training, where that is given."""
+    steps: int | None = None
+    """Of its training, for a side whose batches do not decide them."""
 
     @property
     def lesson(self) -> str:
@@ -105,7 +105,7 @@ class Bench:
 
     def scores(self, step: Step, split: str) -> dict[str, float]:
         """Task -> its main measure."""
-        why = {"trained": self._why(step), "tasks": self._spelled(split), "reads": self.decoder.encodes}
+        why = {"trained": self.why(step), "tasks": self._spelled(split), "reads": self.decoder.encodes}
         why |= {"measuring": cells.measuring()}
         key = cells.key_of(why)
         found = self.cells.get("score", key)
@@ -118,14 +118,14 @@ class Bench:
 
     def training(self, step: Step) -> dict[str, Any]:
         """Seconds, steps and last loss of the step's training, which is done now if it was not yet."""
-        key = cells.key_of(self._why(step))
+        key = cells.key_of(self.why(step))
         if self.cells.get("train", key) is None or not self.cells.model(key).exists():
             self._perform(step, None)
         found = self.cells.get("train", key)
         assert found is not None
         return found
 
-    def _why(self, step: Step) -> dict[str, Any]:
+    def why(self, step: Step) -> dict[str, Any]:
         """Everything that decides the weights and vectors of a step."""
         why: dict[str, Any] = {
             "base": provenance.fingerprint_files(loading.weight_files(self.base)),
@@ -139,13 +139,12 @@ class Bench:
             why |= {
                 "settings": self._settings(step),
                 "data": cells.key_of(vars(drawn)),
-                "seconds": step.seconds,
                 "precision": self.precision,
             }
         if step.side == RANDOM or step.taught:
             why["seed"] = step.seed
         if step.before is not None:
-            why["before"] = cells.key_of(self._why(step.before))
+            why["before"] = cells.key_of(self.why(step.before))
         return why
 
     def _code(self, side: str) -> str:
@@ -159,7 +158,8 @@ class Bench:
     def _settings(self, step: Step) -> dict[str, Any]:
         drawn, stage = self.drawn(step.seed), step.lesson
         items = {"mntp": drawn.blocks, "simcse": drawn.texts, "supervised": drawn.triplets}[stage]
-        return stage_settings(stage, self.decoder, self.size, len(items), step.chosen)
+        found = stage_settings(stage, self.decoder, self.size, len(items), step.chosen)
+        return found if step.steps is None else {**found, "steps": step.steps}
 
     def _compute(self, step: Step, split: str) -> dict[str, float]:
         texts = list(dict.fromkeys(text for task in self.tasks[split].values() for text in texts_of(task)))
@@ -168,14 +168,14 @@ class Bench:
 
     def _perform(self, step: Step, texts: list[str] | None) -> Any:
         """Train what is not trained yet, and encode `texts`."""
-        why = self._why(step)
+        why = self.why(step)
         key = cells.key_of(why)
         here = self.cells.model(key)
         missing = step.taught and (self.cells.get("train", key) is None or not here.exists())
         start: Path | None = here if step.taught else None
         if missing and step.before is not None and step.before.taught:
             self.training(step.before)
-            start = self.cells.model(cells.key_of(self._why(step.before)))
+            start = self.cells.model(cells.key_of(self.why(step.before)))
         elif missing:
             start = None
         with tempfile.TemporaryDirectory() as folder:
@@ -199,13 +199,18 @@ class Bench:
                 say(f"{self.decoder.name}: {step.side} {step.stage}, seed {step.seed}: {_told(facts)}")
             return None if texts is None else np.load(vectors)
 
+    def timed(self, step: Step, folder: Path) -> dict[str, Any]:
+        """What a training of the bare decoder took with the step's settings; nothing of it is kept."""
+        base = str(self._base_for(step.side))
+        job = Job(base=base, stage=step.lesson, out=str(folder / "model"), seed=step.seed, **self._lesson(step))
+        return perform(step.side, job, folder)
+
     def _lesson(self, step: Step) -> dict[str, Any]:
         drawn, stage = self.drawn(step.seed), step.lesson
         return {
             "settings": self._settings(step),
             "texts": {"mntp": drawn.blocks, "simcse": drawn.texts}.get(stage, []),
             "examples": [list(triplet) for triplet in drawn.triplets] if stage == "supervised" else [],
-            "seconds": step.seconds,
             "precision": self.precision,
         }
 
@@ -227,14 +232,14 @@ def main_score(encoder: Embeds, task: Task) -> float:
         return float(score(encoder, task)[MEASURES[type(task)]])
 
 
-def chain(side: str, seed: int, chosen: Chosen, seconds: Mapping[str, float] | None = None) -> dict[str, Step]:
-    """The steps of a side, each from the one before. `seconds`: of its trainings, where they are given."""
-    steps: dict[str, Step] = {}
+def chain(side: str, seed: int, chosen: Chosen, steps: Mapping[str, int] | None = None) -> dict[str, Step]:
+    """Stage -> the step of a side, each from the one before. `steps`: of optimisation, where they are given."""
+    found: dict[str, Step] = {}
     before = None
     for stage in CHAINS[side]:
-        before = Step(side, stage, seed, chosen, before, None if seconds is None else round(seconds[stage], 1))
-        steps[stage] = before
-    return steps
+        before = Step(side, stage, seed, chosen, before, None if steps is None else steps[stage])
+        found[stage] = before
+    return found
 
 
 def _told(facts: Mapping[str, Any]) -> str:
