@@ -32,9 +32,7 @@ def pace(bench: Bench) -> dict[str, dict[str, float]]:
         kept = {stage: _spent(seconds, _step(bench, theirs[stage])) for stage, seconds in budget.items()}
         bench.cells.put("pace", key_of(why), why, kept)
         for stage, found in kept.items():
-            say(
-                f"{bench.decoder.name}, {stage}: {found['steps']} steps of {ST} take the {found['seconds']:.0f} s of ours"
-            )
+            say(f"{bench.decoder.name}, {stage}: {found['steps']} steps of {ST} in {found['seconds']:.0f} s")
     return kept
 
 
