@@ -5,12 +5,11 @@ from __future__ import annotations
 import json as json_module
 from pathlib import Path
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
-from bothways.cli import tables
 from bothways.cli.options import misused, quiet, say
 from bothways.errors import DataError, did_you_mean
-from bothways.evaluation.tables import Row
+from bothways.export.http_settings import Http
 
 
 def export(
@@ -54,6 +53,7 @@ def export(
 
 def verify(
     target: Positional[str],
+    http: OmitArgPrefixes[Http],
     against: str | None = None,
     texts: Path | None = None,
     prompt_name: str | None = None,
@@ -66,8 +66,9 @@ def verify(
     """Say whether an engine's vectors are an encoder's, or silently causal ones. Exit code 0: they are its vectors.
 
     Args:
-        target: A sentence-transformers folder, a file that `bothways export` wrote, the URL of an endpoint, or
-            KIND:PLACE, as vllm:FOLDER.
+        target: A sentence-transformers folder, a file that `bothways export` wrote, the URL of an endpoint that ends
+            with /v1/embeddings or /embed, or KIND:PLACE, as vllm:FOLDER.
+        http: How an endpoint is asked.
         against: Folder of the encoder; None: the target itself, or what it was exported from.
         texts: File of texts to compare, one a line, instead of the built-in ones.
         prompt_name: The stored prompt that the engine itself puts before every text.
@@ -79,15 +80,23 @@ def verify(
     """
     from bothways.export import made_of
     from bothways.export.engines import kind_of, open_engine
-    from bothways.export.verify import verify as compare
 
     kind, place = kind_of(target)
+    options: dict[str, object] = {}
+    if kind == "sentence-transformers":
+        options = {"device": device, "trust_remote_code": trust_remote_code}
+    if kind == "http":
+        options = {"settings": http}
+    elif http != Http():
+        misused(f"verify: {target} is no server. Leave out --model, --api-key-env, --timeout and --encoding-format.")
     folder = against or (made_of(place) if kind != "http" else None)
     if folder is None:
         misused(f"verify: nothing says which encoder {target} is to be compared with. Pass --against FOLDER.")
     lines = None if texts is None else _lines(texts)
+    # Here and not above, so that wrong usage answers at once: torch takes seconds to import.
+    from bothways.export.verify import verify as compare
+
     quiet()
-    options = {"device": device, "trust_remote_code": trust_remote_code} if kind == "sentence-transformers" else {}
     engine = open_engine(target, options=options)
     try:
         verdict = compare(
@@ -105,6 +114,9 @@ def verify(
     if json:
         print(json_module.dumps(verdict.as_json(), indent=2, ensure_ascii=False))
     else:
+        from bothways.cli import tables
+        from bothways.evaluation.tables import Row
+
         rows: list[Row] = [
             {
                 "case": case.name,

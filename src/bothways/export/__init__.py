@@ -7,14 +7,14 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bothways import provenance
-from bothways.encoder import Encoder
 from bothways.errors import ConfigError, DataError, VerificationError, did_you_mean
-from bothways.export.verdict import Verdict
-from bothways.export.verify import verify
 from bothways.folders import new_path, refuse_taken_file, write_whole
+
+# What loads torch is imported where it is used: the command line asks here for the names of targets.
+if TYPE_CHECKING:
+    from bothways.export.verdict import Verdict
 
 TARGETS = {
     "sentence-transformers": "stock:write",
@@ -42,6 +42,9 @@ def export(
     `verify`. Raises VerificationError if the vectors are not the folder's, after which there is nothing at `out`;
     ConfigError for an unknown target, for what it cannot do, or if `out` is taken.
     """
+    from bothways.encoder import Encoder
+    from bothways.export.verify import verify
+
     if to not in TARGETS:
         raise ConfigError(f'export: unknown target "{to}". {did_you_mean(to, TARGETS)}')
     folder, out = Path(folder), Path(out)
@@ -78,7 +81,9 @@ def export(
 
 def is_encoder(folder: Path) -> bool:
     """Whether a folder has all that `Encoder.from_pretrained` needs, so that it is its own reference."""
-    return (folder / provenance.FILE).exists() and any(folder.glob("*.safetensors"))
+    from bothways.provenance import FILE
+
+    return (folder / FILE).exists() and any(folder.glob("*.safetensors"))
 
 
 def _write_record(path: Path, facts: Mapping[str, Any], made_of: str) -> None:

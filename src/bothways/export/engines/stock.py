@@ -31,7 +31,7 @@ class StockEngine:
         self.number_format = str(next(self.model.parameters()).dtype).removeprefix("torch.")
 
     def embed(self, texts: Sequence[str], /) -> np.ndarray:
-        """One call of `encode`: what is in it together is padded together."""
+        """One call of `encode`: what is in it is padded together. A folder's default prompt has its effect."""
         return self._encode(texts, None)
 
     def embed_prompted(self, texts: Sequence[str], prompt_name: str, /) -> np.ndarray:
@@ -42,11 +42,9 @@ class StockEngine:
         """Nothing stays open."""
 
     def _encode(self, texts: Sequence[str], prompt_name: str | None) -> np.ndarray:
-        # "" and not None: None would put a folder's default prompt before the text.
         found = self.model.encode(
             list(texts),
             prompt_name=prompt_name,
-            prompt="" if prompt_name is None else None,
             batch_size=max(1, len(texts)),
             show_progress_bar=False,
         )
