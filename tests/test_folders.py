@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bothways.errors import ConfigError
-from bothways.folders import new_folder
+from bothways.folders import new_folder, new_path
 
 
 def fill(folder: Path, text: str, *, overwrite: bool = False) -> None:
@@ -61,3 +61,18 @@ def test_a_file_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="out is a file, expected a folder to write to"):
         fill(tmp_path / "out", "second", overwrite=True)
     assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_path_is_a_file_or_a_folder_whole_or_not_at_all(tmp_path: Path) -> None:
+    for name in ("file.bin", "folder"):
+        with new_path(tmp_path / "deep" / name) as partial:
+            assert partial.name == name
+            (partial.mkdir() if name == "folder" else partial.write_text("whole"))
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["file.bin", "folder"]
+    with pytest.raises(ConfigError, match=r"file\.bin exists\. Name another"), new_path(tmp_path / "deep" / "file.bin"):
+        pass
+    with pytest.raises(FileNotFoundError), new_path(tmp_path / "half") as partial:
+        partial.with_name(partial.write_text("half") * "x").read_text()
+    with pytest.raises(AssertionError, match=r"expected half alone"), new_path(tmp_path / "half") as partial:
+        partial.with_name("beside").write_text("lost")
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]

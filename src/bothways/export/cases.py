@@ -92,7 +92,7 @@ def _asked(texts: Sequence[str], prompt: str | None) -> tuple[Asked, ...]:
 
 def _length(encoder: Encoder, text: str, prompt: str | None) -> int:
     joined = (encoder.settings.prompts[prompt] if prompt is not None else "") + text
-    return len(encoder.tokenizer(joined).input_ids)
+    return len(encoder.tokenizer(joined, verbose=False).input_ids)
 
 
 def _cut(encoder: Encoder, text: str, prompt: str | None, most: int) -> str:
