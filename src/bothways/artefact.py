@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from bothways import provenance
+from bothways.engines import BOTH_KEYS
 from bothways.errors import DataError
 from bothways.pooling import Pooling
 from bothways.provenance import EncoderSettings, Record
@@ -30,13 +31,6 @@ STOCK_POOLING_NAMES: dict[str, Pooling] = {
     "cls": "cls",
 }
 ALL_STOCK_POOLINGS = (*STOCK_POOLING.values(), "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens")
-BIDIRECTIONAL_KEY_FAMILIES = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "granite", "smollm3"}
-)
-"""Families whose config may carry `use_bidirectional_attention` beside `is_causal` without any change in transformers;
-serving engines read it. On Gemma 3 the same key halves the window, so it is not written there."""
-
-
 ADAPTER = "adapter"
 """Where in an encoder's folder its adapter is."""
 
@@ -104,7 +98,7 @@ def write_engine_keys(folder: Path, settings: EncoderSettings) -> None:
     """Add to config.json the key that serving engines read, where transformers itself ignores it."""
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    if settings.direction == "bidirectional" and config.get("model_type") in BIDIRECTIONAL_KEY_FAMILIES:
+    if settings.direction == "bidirectional" and config.get("model_type") in BOTH_KEYS:
         config["use_bidirectional_attention"] = True
         _json(path, config)
 
