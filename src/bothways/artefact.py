@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,9 @@ STOCK_POOLING_NAMES: dict[str, Pooling] = {
     "cls": "cls",
 }
 ALL_STOCK_POOLINGS = (*STOCK_POOLING.values(), "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens")
+TWO_WAY = "two_way_module.TwoWayTransformer"
+"""The first module, in modules.json, of what no key makes see both ways."""
+TWO_WAY_FILE = Path(__file__).parent / "two_way_module.py"
 ADAPTER = "adapter"
 """Where in an encoder's folder its adapter is."""
 
@@ -59,9 +63,18 @@ class Adapter:
 
 
 def write_stock_files(
-    folder: Path, settings: EncoderSettings, record: Record, *, dim: int, attn_implementation: str | None
+    folder: Path,
+    settings: EncoderSettings,
+    record: Record,
+    *,
+    dim: int,
+    attn_implementation: str | None = None,
+    two_way: bool = False,
 ) -> None:
-    """All files of the folder but weights, config and tokenizer. `attn_implementation` is set for stock loaders too."""
+    """All files of the folder but weights, config and tokenizer. `attn_implementation` is set for stock loaders too.
+
+    `two_way`: the first module is not stock code, but `two_way_module`, which comes with the folder.
+    """
     parts = ["Transformer", "Pooling"] + (["Normalize"] if settings.normalize else [])
     modules = [
         {
@@ -72,6 +85,9 @@ def write_stock_files(
         }
         for number, part in enumerate(parts)
     ]
+    if two_way:
+        modules[0]["type"] = TWO_WAY
+        shutil.copy(TWO_WAY_FILE, folder)
     _json(folder / "modules.json", modules)
     for module in modules[1:]:
         (folder / str(module["path"])).mkdir()
@@ -145,12 +161,17 @@ class StockFolder:
     settings: EncoderSettings
     transformer: Path
     model_kwargs: dict[str, Any]
+    two_way: bool = False
+    """Whether the first module is ours, see `TWO_WAY`."""
 
 
 def read_stock_folder(folder: Path) -> StockFolder:
     """Read a folder of Transformer + Pooling (+ Normalize). Raises DataError naming what it cannot represent."""
     modules = _read_json(folder / "modules.json")
+    two_way = bool(modules) and modules[0]["type"] == TWO_WAY
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+    if two_way:
+        kinds[0] = "Transformer"
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise DataError(
             f"{folder / 'modules.json'}: modules {' + '.join(kinds)}; expected Transformer + Pooling (+ Normalize). "
@@ -181,7 +202,8 @@ def read_stock_folder(folder: Path) -> StockFolder:
         max_length=int(options.get("max_seq_length") or 512),
         prompts=prompts,
     )
-    return StockFolder(settings, transformer, dict(options.get("model_args") or options.get("model_kwargs") or {}))
+    kwargs = dict(options.get("model_args") or options.get("model_kwargs") or {})
+    return StockFolder(settings, transformer, kwargs, two_way)
 
 
 def length_limit(config: PreTrainedConfig, tokenizer_limit: int) -> int:

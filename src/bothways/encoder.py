@@ -16,25 +16,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways import artefact, hardware, loading, stock
+from bothways import hardware, loading, saving
 from bothways import text as texts_room
 from bothways.artefact import Adapter
-from bothways.bidirectional.attention import says_bidirectional
 from bothways.encoding import Ask, Asked, flow
 from bothways.errors import ConfigError, DataError
-from bothways.folders import new_folder
 from bothways.head import Head
 from bothways.opening import opened
 from bothways.packing import Packing, Rows, packing, token_states
 from bothways.pooling import pool
 from bothways.provenance import EncoderSettings, Record
+from bothways.saving import SAMPLE_TEXTS
 from bothways.text import Features, TextIds
 
 Instructions = str | Sequence[str | None] | None
-TAKEN = "Choose another folder, or pass overwrite=True."
 FAITHFUL = 0.99
 """Cosine to the vectors of the checkpoint's own number format below which dtype="auto" keeps that."""
-SAMPLE_TEXTS = ("How do I open a compressed file?", "The signature of the certificate is invalid.", "A short text")
 
 
 class Encoder(nn.Module):
@@ -285,33 +282,7 @@ class Encoder(nn.Module):
         `head=False` leaves out an untied language-model head, after which MNTP needs the base again.
         Raises ConfigError if the folder is not empty, unless `overwrite`.
         """
-        facts: dict[str, Any] = {}
-        state = dict(self.model.state_dict())
-        if self.head is not None and (head or self.head.tied):
-            facts = {"tied": self.head.tied, "scale": self.head.scale, "softcap": self.head.softcap}
-            if not self.head.tied:
-                state |= {f"lm_head.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        if self.settings.direction == "bidirectional" and not says_bidirectional(self.model.config):
-            raise AssertionError("the config of a bidirectional model does not say so")
-        with new_folder(Path(folder), overwrite=overwrite, way_out=TAKEN) as partial:
-            self.model.save_pretrained(partial, state_dict=state)
-            self.tokenizer.save_pretrained(partial)
-            artefact.write_engine_keys(partial, self.settings)
-            backend, note = stock.needed_backend(self.model, self.settings, self.record.certificate)
-            pooling_note = stock.pooling_note(self.settings, self.tokenizer, self._cosine_of_stock_pooling())
-            record = replace(self.record, head=facts, notes=tuple(text for text in (note, pooling_note) if text))
-            artefact.write_stock_files(partial, self.settings, record, dim=self.dim, attn_implementation=backend)
-            if self.adapter is not None:
-                self.adapter.write(partial / artefact.ADAPTER)
-
-    def _cosine_of_stock_pooling(self) -> float:
-        with torch.no_grad():
-            features = self.collate(self.tokenise(SAMPLE_TEXTS))
-            hidden = self.hidden_states(features)
-            own, plain = (
-                pool(hidden, keep, self.settings.pooling) for keep in (features.pool_mask, features.attention_mask)
-            )
-            return float(F.cosine_similarity(own, plain).mean())
+        saving.save(self, Path(folder), head=head, overwrite=overwrite)
 
     def to_sentence_transformer(self) -> Any:
         """The same encoder as a `sentence_transformers.SentenceTransformer`, opened from a stock folder.
