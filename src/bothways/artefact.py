@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from bothways import provenance
+from bothways.card import model_card
 from bothways.engines import BOTH_KEYS
 from bothways.errors import DataError
 from bothways.pooling import Pooling
@@ -107,7 +108,15 @@ def write_stock_files(
     }
     _json(folder / "config_sentence_transformers.json", stock)
     provenance.write(folder, settings, record)
-    (folder / "README.md").write_text(model_card(settings, record, dim), encoding="utf-8")
+    card = model_card(
+        settings,
+        record,
+        dim=dim,
+        family=str(_read_json(folder / "config.json").get("model_type")),
+        attn_implementation=attn_implementation,
+        two_way=two_way,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_engine_keys(folder: Path, settings: EncoderSettings) -> None:
@@ -117,41 +126,6 @@ def write_engine_keys(folder: Path, settings: EncoderSettings) -> None:
     if settings.direction == "bidirectional" and config.get("model_type") in BOTH_KEYS:
         config["use_bidirectional_attention"] = True
         _json(path, config)
-
-
-def model_card(settings: EncoderSettings, record: Record, dim: int) -> str:
-    """README.md of the folder."""
-    stages = "\n".join(f"{number}. `{stage['stage']}`" for number, stage in enumerate(record.stages))
-    notes = "".join(f"\n> **Note.** {note}\n" for note in record.notes)
-    span = "all tokens" if settings.pool_over == "all" else "the text's own tokens"
-    proof = record.certificate.summary() if record.certificate else "no certificate"
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [bothways, sentence-transformers, feature-extraction, llm2vec]
----
-
-# A {settings.direction} text encoder made from `{record.base}`
-
-{dim} dimensions, {settings.pooling} pooling over {span},
-{"unit length" if settings.normalize else "not normalised"}, at most {settings.max_length} tokens.
-{notes}
-```python
-from sentence_transformers import SentenceTransformer
-vectors = SentenceTransformer("FOLDER").encode(["a text", "another"])
-
-from bothways import Encoder
-vectors = Encoder.from_pretrained("FOLDER").encode(["a text", "another"])
-```
-
-## How it was made
-
-{stages}
-
-Settings, data fingerprints, versions and scores of every stage are in `bothways.json`. Certificate: {proof}.
-
-Method: LLM2Vec (BehnamGhader et al. 2024, arXiv 2404.05961).
-"""
 
 
 @dataclass(frozen=True)
@@ -199,11 +173,23 @@ def read_stock_folder(folder: Path) -> StockFolder:
         pooling=found[0],
         pool_over="all" if pooling.get("include_prompt", True) else "text",
         normalize=len(kinds) == 3,
-        max_length=int(options.get("max_seq_length") or 512),
+        max_length=_max_length(transformer, options),
         prompts=prompts,
     )
     kwargs = dict(options.get("model_args") or options.get("model_kwargs") or {})
     return StockFolder(settings, transformer, kwargs, two_way)
+
+
+def _max_length(transformer: Path, options: Mapping[str, Any]) -> int:
+    """As sentence-transformers reads it: what it saves again says it in the tokenizer's files alone."""
+    if options.get("max_seq_length"):
+        return int(options["max_seq_length"])
+    limits = [
+        _read_json(transformer / "tokenizer_config.json", default={}).get("model_max_length"),
+        _read_json(transformer / "config.json", default={}).get("max_position_embeddings"),
+    ]
+    # A tokenizer without a limit says so by an astronomical number.
+    return min((int(limit) for limit in limits if limit and 0 < limit < 10**9), default=512)
 
 
 def length_limit(config: PreTrainedConfig, tokenizer_limit: int) -> int:

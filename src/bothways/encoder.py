@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways import hardware, loading, saving
+from bothways import hardware, loading, publishing, saving
 from bothways import text as texts_room
 from bothways.artefact import Adapter
 from bothways.encoding import Ask, Asked, flow
@@ -283,6 +283,34 @@ class Encoder(nn.Module):
         Raises ConfigError if the folder is not empty, unless `overwrite`.
         """
         saving.save(self, Path(folder), head=head, overwrite=overwrite)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        head: bool = True,
+    ) -> str:
+        """Put the folder that `save_pretrained` writes on the hub; returns the commit's address.
+
+        The repository (and `revision`, a branch) is made if it is not there, `private` or as its owner's settings say.
+        What was written is opened and compared first. `token` None: that of `hf auth login` or HF_TOKEN. Raises
+        HubError if nobody is logged in, the name cannot be one, or the hub refuses or cannot be reached.
+        """
+        publishing.check(repo_id, token)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "encoder"
+            self.save_pretrained(folder, head=head)
+            backend = self.model.config._attn_implementation
+            again = Encoder.from_pretrained(folder, device=self.device, attn_implementation=backend)
+            saving.require_alike(self.encode(SAMPLE_TEXTS), again.encode(SAMPLE_TEXTS), self.dtype)
+            del again
+            return publishing.upload(
+                folder, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
+            )
 
     def to_sentence_transformer(self) -> Any:
         """The same encoder as a `sentence_transformers.SentenceTransformer`, opened from a stock folder.

@@ -26,6 +26,10 @@ class JobError(BothwaysError):
     """A job over a corpus that cannot go on, because processes die or a unit fails; the same command goes on."""
 
 
+class HubError(BothwaysError):
+    """A push that the hub refuses, or a hub that cannot be reached."""
+
+
 class TrainingError(BothwaysError):
     """A stage that cannot start or cannot go on."""
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from bothways import artefact, stock
 from bothways.artefact import Adapter
 from bothways.bidirectional.attention import says_bidirectional
+from bothways.errors import ConversionError
 from bothways.folders import new_folder
 from bothways.head import Head
 from bothways.pooling import pool
@@ -68,6 +71,16 @@ def save(encoder: Saveable, folder: Path, *, head: bool, overwrite: bool) -> Non
         )
         if encoder.adapter is not None:
             encoder.adapter.write(partial / artefact.ADAPTER)
+
+
+def require_alike(kept: NDArray[Any], read: NDArray[Any], dtype: torch.dtype) -> None:
+    """Nothing, if vectors of an encoder and of what was written of it are equal to rounding; else ConversionError."""
+    difference = float(np.abs(kept - read).max())
+    if not difference <= (1e-5 if dtype == torch.float32 else 1e-2) * max(1.0, float(np.abs(kept).max())):
+        raise ConversionError(
+            f"What was written gives other vectors than the encoder does: they differ by {difference:.1e}. "
+            "Something was changed that no file holds; save the encoder, open the folder, and go on with that."
+        )
 
 
 def _head_of(head: Head | None, *, kept: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sentence_transformers.models import Transformer
+from sentence_transformers.sentence_transformer.modules import Transformer
 
 try:
     from bothways.opening import Reopened
@@ -37,6 +37,12 @@ class TwoWayTransformer(Transformer):
         # What recurs would run over from one text into the next one.
         module.unpad_inputs = False
         return module
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Calls the model itself, not its `forward` as stock code does: what is run both ways hangs on the call."""
+        called = self.model(input_ids=features["input_ids"], attention_mask=features["attention_mask"])
+        features["token_embeddings"] = called.last_hidden_state
+        return features
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Writes bothways.json too, measured again."""
