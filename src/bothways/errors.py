@@ -30,6 +30,10 @@ class HubError(BothwaysError):
     """A push that the hub refuses, or a hub that cannot be reached."""
 
 
+class VerificationError(BothwaysError):
+    """What an engine returns is not what the encoder's folder says, or nothing that can be compared."""
+
+
 class TrainingError(BothwaysError):
     """A stage that cannot start or cannot go on."""
 
