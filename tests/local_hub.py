@@ -125,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
+        known = re.match(r"(?:/api/models)?/([^/]+/[^/]+)", path)
+        if known is None or known[1] not in self.server.repos:
+            return self._answer(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
             files = self._branch(found[1], found[2])
             tree = [{"type": "file", "path": n, "size": len(c), "oid": _oid(c)} for n, c in files.items()]

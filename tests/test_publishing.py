@@ -18,6 +18,9 @@ from bothways import Encoder, convert
 from bothways.cli import main
 from bothways.errors import HubError
 
+# huggingface_hub uploads in a way that its own HTTP library has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 TEXTS = ["How do I open a compressed file?", "short"]
 ROUND_TRIP = """
 import json, sys
@@ -73,7 +76,8 @@ def test_what_is_pushed_opens_by_its_name_in_both(hub: Hub, encoder: Encoder, tm
     assert hub.commits == ["The first"]
     files = hub.repos["me/enc"]["main"]
     for path in (tmp_path / "enc").rglob("*"):
-        if path.is_file() and path.name not in ("README.md", "bothways.json"):
+        # The card has another name in it, the record another time, and the tokenizer says how it was made.
+        if path.is_file() and path.name not in ("README.md", "bothways.json", "tokenizer_config.json"):
             assert files[str(path.relative_to(tmp_path / "enc"))] == path.read_bytes()
     card = files["README.md"].decode()
     assert 'SentenceTransformer("me/enc")' in card

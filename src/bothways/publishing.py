@@ -71,7 +71,7 @@ def upload(
                 delete_patterns=STALE,
                 ignore_patterns=list(LEFT_OUT),
             )
-    except (HTTPError, OSError, ValueError) as error:
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:  # the last is of a file that did not arrive
         raise HubError(f"push_to_hub: {repo_id}: {_reason(error, api.endpoint)}") from error
     return str(commit.commit_url)
 

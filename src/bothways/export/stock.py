@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def write(encoder: Encoder, folder: Path, out: Path, *, number_format: str | None = None) -> StockEngine:
     """Writes `out`, a folder without language-model head and adapter, and opens it in sentence-transformers.
 
-    A family that needs code gets the module that brings it, which is then trusted: it was written here. Raises ConfigError for a number format: the weights stay in their own.
+    A family that needs code gets the module that brings it, which is then trusted: it was written here.
+    Raises ConfigError for a number format: the weights stay in their own.
     """
     if number_format is not None:
         raise ConfigError(
