@@ -112,7 +112,8 @@ def test_it_is_right_with_bothways_and_saved_again_and_opened_by_both(encoder: E
     np.testing.assert_allclose(again.encode(TEXTS), encoder.encode(TEXTS), rtol=0, atol=1e-6)
 
 
-def test_without_bothways_or_without_trust_it_is_refused_never_causal(encoder: Encoder, tmp_path: Path) -> None:
+def test_without_bothways_or_without_trust_it_is_refused_never_causal(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    made("bloom", tiny_llama_folder, tmp_path)
     command = [sys.executable, "-c", WITHOUT, str(tmp_path / "enc")]
     untrusted, without = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[::2][
         :2
@@ -124,7 +125,8 @@ def test_without_bothways_or_without_trust_it_is_refused_never_causal(encoder: E
         SentenceTransformer(str(tmp_path / "enc"), device="cpu")
 
 
-def test_the_card_and_the_record_say_so(encoder: Encoder, tmp_path: Path) -> None:
+def test_the_card_and_the_record_say_so(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    made("gpt_neo", tiny_llama_folder, tmp_path)
     card = (tmp_path / "enc" / "README.md").read_text()
     notes = json.loads((tmp_path / "enc" / "bothways.json").read_text())["notes"]
     for text in (card, notes[0]):

@@ -61,6 +61,7 @@ def _own(folder: Path, wish: loading.Wish) -> Parts:
     record.certificate.require_same(certificate, folder)
     certificate = replace(certificate, converted=record.certificate.converted)
     tokenizer = loading.load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
+    text.ensure_pad_token(tokenizer)
     head = loading.load_head(folder, model, record.head)
     return model, tokenizer, settings, replace(record, certificate=certificate), head
 
