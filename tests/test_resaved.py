@@ -38,7 +38,7 @@ def test_prompts_and_all_else_survive_a_stage_a_folder_and_a_save_by_sentence_tr
         device="cpu",
         prompts=PROMPTS,
         pooling="last",
-        max_length=33,
+        max_length=77,
         append_eos=True,
     )
     settings = MNTP(steps=1, batch_size=4, block_size=32, held_out_items=3, precision="fp32", tune="full")

@@ -167,6 +167,11 @@ def test_a_folder_that_lost_its_record_is_refused_by_both(tiny_llama_folder: Pat
             open_it(tmp_path / "enc")
 
 
+def test_it_comes_without_a_question_from_an_encoder_in_memory(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    encoder = made("lfm2", tiny_llama_folder, tmp_path)
+    same(encoder.to_sentence_transformer(), encoder)
+
+
 def test_other_weights_are_not_what_the_certificate_says(tiny_llama_folder: Path, tmp_path: Path) -> None:
     made("lfm2", tiny_llama_folder, tmp_path)
     record = json.loads((tmp_path / "enc" / "bothways.json").read_text())

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bothways import hardware, loading, publishing, saving
 from bothways import text as texts_room
-from bothways.artefact import Adapter
+from bothways.artefact import Adapter, read_stock_folder
 from bothways.encoding import Ask, Asked, flow
 from bothways.errors import ConfigError, DataError
 from bothways.head import Head
@@ -319,8 +319,11 @@ class Encoder(nn.Module):
                 "to_sentence_transformer needs sentence-transformers: pip install bothways[eval]."
             ) from error
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "encoder", head=False)
-            return SentenceTransformer(str(Path(folder) / "encoder"), device=str(self.device))
+            path = Path(folder) / "encoder"
+            self.save_pretrained(path, head=False)
+            # The module of a family that needs code is the one that was just written.
+            trusted = read_stock_folder(path).two_way
+            return SentenceTransformer(str(path), device=str(self.device), trust_remote_code=trusted)
 
 
 def _each(instruction: Instructions, count: int) -> list[str | None]:
