@@ -17,9 +17,11 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from bothways import Encoder, convert
+from bothways.artefact import brings_our_module
 from bothways.bidirectional.gate import Gate
-from bothways.errors import ConversionError
+from bothways.errors import ConfigError, ConversionError
 from bothways.opening import RESAVED
+from bothways.training.teacher import Teacher
 
 SHAPE = {
     "vocab_size": 501,
@@ -170,6 +172,18 @@ def test_a_folder_that_lost_its_record_is_refused_by_both(tiny_llama_folder: Pat
 def test_it_comes_without_a_question_from_an_encoder_in_memory(tiny_llama_folder: Path, tmp_path: Path) -> None:
     encoder = made("lfm2", tiny_llama_folder, tmp_path)
     same(encoder.to_sentence_transformer(), encoder)
+
+
+def test_only_our_own_code_is_run_without_asking(tiny_llama_folder: Path, tmp_path: Path) -> None:
+    """As a teacher of `distil` is opened."""
+    encoder = made("bloom", tiny_llama_folder, tmp_path)
+    teacher = Teacher(tmp_path / "enc", device="cpu")
+    np.testing.assert_allclose(teacher.teach(TEXTS).vectors, encoder.encode(TEXTS), rtol=0, atol=1e-6)
+    module = tmp_path / "enc" / "two_way_module.py"
+    module.write_text(module.read_text() + "raise SystemExit\n")
+    assert not brings_our_module(tmp_path / "enc")
+    with pytest.raises(ConfigError, match="cannot be opened as a teacher"):
+        Teacher(tmp_path / "enc", device="cpu")
 
 
 def test_other_weights_are_not_what_the_certificate_says(tiny_llama_folder: Path, tmp_path: Path) -> None:

@@ -180,6 +180,15 @@ def read_stock_folder(folder: Path) -> StockFolder:
     return StockFolder(settings, transformer, kwargs, two_way)
 
 
+def brings_our_module(folder: Path) -> bool:
+    """Whether the code that a folder brings is `two_way_module` to the byte, and so may be run without asking."""
+    modules, file = folder / "modules.json", folder / TWO_WAY_FILE.name
+    if not modules.exists() or not file.exists():
+        return False
+    ours = _read_json(modules)[0]["type"] == TWO_WAY
+    return ours and file.read_bytes() == TWO_WAY_FILE.read_bytes()
+
+
 def _max_length(transformer: Path, options: Mapping[str, Any]) -> int:
     """As sentence-transformers reads it: what it saves again says it in the tokenizer's files alone."""
     if options.get("max_seq_length"):

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bothways import hardware, loading, publishing, saving
 from bothways import text as texts_room
-from bothways.artefact import Adapter, read_stock_folder
+from bothways.artefact import Adapter, brings_our_module
 from bothways.encoding import Ask, Asked, flow
 from bothways.errors import ConfigError, DataError
 from bothways.head import Head
@@ -322,7 +322,7 @@ class Encoder(nn.Module):
             path = Path(folder) / "encoder"
             self.save_pretrained(path, head=False)
             # The module of a family that needs code is the one that was just written.
-            trusted = read_stock_folder(path).two_way
+            trusted = brings_our_module(path)
             return SentenceTransformer(str(path), device=str(self.device), trust_remote_code=trusted)
 
 
