@@ -13,7 +13,7 @@ def push(
     folder: Positional[Path],
     repo: Positional[str],
     opening: OmitArgPrefixes[Opening],
-    private: bool | None = None,
+    private: bool = False,
     revision: str | None = None,
     message: str | None = None,
 ) -> None:
@@ -22,7 +22,7 @@ def push(
     Args:
         folder: Folder of an encoder.
         repo: Repository, OWNER/NAME; made if it is not there.
-        private: Whether only its owner sees a new repository; None: as the owner's settings say.
+        private: A new repository is one that only its owner sees; otherwise it is as the owner's settings say.
         revision: Branch to push to; made if it is not there.
         message: Of the commit.
     """
@@ -33,5 +33,4 @@ def push(
     encoder = open_encoder(folder, opening)
     if encoder.record.certificate is not None:
         say(encoder.record.certificate.summary())
-    address = publishing.upload(folder, repo, private=private, revision=revision, commit_message=message)
-    print(address)
+    print(publishing.upload(folder, repo, private=private or None, revision=revision, commit_message=message))
