@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from bothways import provenance
+from bothways.card import model_card
+from bothways.engines import BOTH_KEYS
 from bothways.errors import DataError
 from bothways.pooling import Pooling
 from bothways.provenance import EncoderSettings, Record
@@ -30,13 +33,9 @@ STOCK_POOLING_NAMES: dict[str, Pooling] = {
     "cls": "cls",
 }
 ALL_STOCK_POOLINGS = (*STOCK_POOLING.values(), "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens")
-BIDIRECTIONAL_KEY_FAMILIES = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "olmo2", "granite", "smollm3"}
-)
-"""Families whose config may carry `use_bidirectional_attention` beside `is_causal` without any change in transformers;
-serving engines read it. On Gemma 3 the same key halves the window, so it is not written there."""
-
-
+TWO_WAY = "two_way_module.TwoWayTransformer"
+"""The first module, in modules.json, of what no key makes see both ways."""
+TWO_WAY_FILE = Path(__file__).parent / "two_way_module.py"
 ADAPTER = "adapter"
 """Where in an encoder's folder its adapter is."""
 
@@ -65,9 +64,18 @@ class Adapter:
 
 
 def write_stock_files(
-    folder: Path, settings: EncoderSettings, record: Record, *, dim: int, attn_implementation: str | None
+    folder: Path,
+    settings: EncoderSettings,
+    record: Record,
+    *,
+    dim: int,
+    attn_implementation: str | None = None,
+    two_way: bool = False,
 ) -> None:
-    """All files of the folder but weights, config and tokenizer. `attn_implementation` is set for stock loaders too."""
+    """All files of the folder but weights, config and tokenizer. `attn_implementation` is set for stock loaders too.
+
+    `two_way`: the first module is not stock code, but `two_way_module`, which comes with the folder.
+    """
     parts = ["Transformer", "Pooling"] + (["Normalize"] if settings.normalize else [])
     modules = [
         {
@@ -78,6 +86,9 @@ def write_stock_files(
         }
         for number, part in enumerate(parts)
     ]
+    if two_way:
+        modules[0]["type"] = TWO_WAY
+        shutil.copy(TWO_WAY_FILE, folder)
     _json(folder / "modules.json", modules)
     for module in modules[1:]:
         (folder / str(module["path"])).mkdir()
@@ -97,51 +108,24 @@ def write_stock_files(
     }
     _json(folder / "config_sentence_transformers.json", stock)
     provenance.write(folder, settings, record)
-    (folder / "README.md").write_text(model_card(settings, record, dim), encoding="utf-8")
+    card = model_card(
+        settings,
+        record,
+        dim=dim,
+        family=str(_read_json(folder / "config.json").get("model_type")),
+        attn_implementation=attn_implementation,
+        two_way=two_way,
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_engine_keys(folder: Path, settings: EncoderSettings) -> None:
     """Add to config.json the key that serving engines read, where transformers itself ignores it."""
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    if settings.direction == "bidirectional" and config.get("model_type") in BIDIRECTIONAL_KEY_FAMILIES:
+    if settings.direction == "bidirectional" and config.get("model_type") in BOTH_KEYS:
         config["use_bidirectional_attention"] = True
         _json(path, config)
-
-
-def model_card(settings: EncoderSettings, record: Record, dim: int) -> str:
-    """README.md of the folder."""
-    stages = "\n".join(f"{number}. `{stage['stage']}`" for number, stage in enumerate(record.stages))
-    notes = "".join(f"\n> **Note.** {note}\n" for note in record.notes)
-    span = "all tokens" if settings.pool_over == "all" else "the text's own tokens"
-    proof = record.certificate.summary() if record.certificate else "no certificate"
-    return f"""---
-library_name: sentence-transformers
-pipeline_tag: sentence-similarity
-tags: [bothways, sentence-transformers, feature-extraction, llm2vec]
----
-
-# A {settings.direction} text encoder made from `{record.base}`
-
-{dim} dimensions, {settings.pooling} pooling over {span},
-{"unit length" if settings.normalize else "not normalised"}, at most {settings.max_length} tokens.
-{notes}
-```python
-from sentence_transformers import SentenceTransformer
-vectors = SentenceTransformer("FOLDER").encode(["a text", "another"])
-
-from bothways import Encoder
-vectors = Encoder.from_pretrained("FOLDER").encode(["a text", "another"])
-```
-
-## How it was made
-
-{stages}
-
-Settings, data fingerprints, versions and scores of every stage are in `bothways.json`. Certificate: {proof}.
-
-Method: LLM2Vec (BehnamGhader et al. 2024, arXiv 2404.05961).
-"""
 
 
 @dataclass(frozen=True)
@@ -151,12 +135,17 @@ class StockFolder:
     settings: EncoderSettings
     transformer: Path
     model_kwargs: dict[str, Any]
+    two_way: bool = False
+    """Whether the first module is ours, see `TWO_WAY`."""
 
 
 def read_stock_folder(folder: Path) -> StockFolder:
     """Read a folder of Transformer + Pooling (+ Normalize). Raises DataError naming what it cannot represent."""
     modules = _read_json(folder / "modules.json")
+    two_way = bool(modules) and modules[0]["type"] == TWO_WAY
     kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+    if two_way:
+        kinds[0] = "Transformer"
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise DataError(
             f"{folder / 'modules.json'}: modules {' + '.join(kinds)}; expected Transformer + Pooling (+ Normalize). "
@@ -184,10 +173,32 @@ def read_stock_folder(folder: Path) -> StockFolder:
         pooling=found[0],
         pool_over="all" if pooling.get("include_prompt", True) else "text",
         normalize=len(kinds) == 3,
-        max_length=int(options.get("max_seq_length") or 512),
+        max_length=_max_length(transformer, options),
         prompts=prompts,
     )
-    return StockFolder(settings, transformer, dict(options.get("model_args") or options.get("model_kwargs") or {}))
+    kwargs = dict(options.get("model_args") or options.get("model_kwargs") or {})
+    return StockFolder(settings, transformer, kwargs, two_way)
+
+
+def brings_our_module(folder: Path) -> bool:
+    """Whether the code that a folder brings is `two_way_module` to the byte, and so may be run without asking."""
+    modules, file = folder / "modules.json", folder / TWO_WAY_FILE.name
+    if not modules.exists() or not file.exists():
+        return False
+    ours = _read_json(modules)[0]["type"] == TWO_WAY
+    return ours and file.read_bytes() == TWO_WAY_FILE.read_bytes()
+
+
+def _max_length(transformer: Path, options: Mapping[str, Any]) -> int:
+    """As sentence-transformers reads it: what it saves again says it in the tokenizer's files alone."""
+    if options.get("max_seq_length"):
+        return int(options["max_seq_length"])
+    limits = [
+        _read_json(transformer / "tokenizer_config.json", default={}).get("model_max_length"),
+        _read_json(transformer / "config.json", default={}).get("max_position_embeddings"),
+    ]
+    # A tokenizer without a limit says so by an astronomical number.
+    return min((int(limit) for limit in limits if limit and 0 < limit < 10**9), default=512)
 
 
 def length_limit(config: PreTrainedConfig, tokenizer_limit: int) -> int:

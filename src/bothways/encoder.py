@@ -16,25 +16,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways import artefact, hardware, loading, stock
+from bothways import hardware, loading, publishing, saving
 from bothways import text as texts_room
-from bothways.artefact import Adapter
-from bothways.bidirectional.attention import says_bidirectional
+from bothways.artefact import Adapter, brings_our_module
 from bothways.encoding import Ask, Asked, flow
 from bothways.errors import ConfigError, DataError
-from bothways.folders import new_folder
 from bothways.head import Head
 from bothways.opening import opened
 from bothways.packing import Packing, Rows, packing, token_states
 from bothways.pooling import pool
 from bothways.provenance import EncoderSettings, Record
+from bothways.saving import SAMPLE_TEXTS
 from bothways.text import Features, TextIds
 
 Instructions = str | Sequence[str | None] | None
-TAKEN = "Choose another folder, or pass overwrite=True."
 FAITHFUL = 0.99
 """Cosine to the vectors of the checkpoint's own number format below which dtype="auto" keeps that."""
-SAMPLE_TEXTS = ("How do I open a compressed file?", "The signature of the certificate is invalid.", "A short text")
 
 
 class Encoder(nn.Module):
@@ -280,33 +277,35 @@ class Encoder(nn.Module):
         `head=False` leaves out an untied language-model head, after which MNTP needs the base again.
         Raises ConfigError if the folder is not empty, unless `overwrite`.
         """
-        facts: dict[str, Any] = {}
-        state = dict(self.model.state_dict())
-        if self.head is not None and (head or self.head.tied):
-            facts = {"tied": self.head.tied, "scale": self.head.scale, "softcap": self.head.softcap}
-            if not self.head.tied:
-                state |= {f"lm_head.{name}": tensor for name, tensor in self.head.state_dict().items()}
-        if self.settings.direction == "bidirectional" and not says_bidirectional(self.model.config):
-            raise AssertionError("the config of a bidirectional model does not say so")
-        with new_folder(Path(folder), overwrite=overwrite, way_out=TAKEN) as partial:
-            self.model.save_pretrained(partial, state_dict=state)
-            self.tokenizer.save_pretrained(partial)
-            artefact.write_engine_keys(partial, self.settings)
-            backend, note = stock.needed_backend(self.model, self.settings, self.record.certificate)
-            pooling_note = stock.pooling_note(self.settings, self.tokenizer, self._cosine_of_stock_pooling())
-            record = replace(self.record, head=facts, notes=tuple(text for text in (note, pooling_note) if text))
-            artefact.write_stock_files(partial, self.settings, record, dim=self.dim, attn_implementation=backend)
-            if self.adapter is not None:
-                self.adapter.write(partial / artefact.ADAPTER)
+        saving.save(self, Path(folder), head=head, overwrite=overwrite)
 
-    def _cosine_of_stock_pooling(self) -> float:
-        with torch.no_grad():
-            features = self.collate(self.tokenise(SAMPLE_TEXTS))
-            hidden = self.hidden_states(features)
-            own, plain = (
-                pool(hidden, keep, self.settings.pooling) for keep in (features.pool_mask, features.attention_mask)
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        head: bool = True,
+    ) -> str:
+        """Put the folder that `save_pretrained` writes on the hub; returns the commit's address.
+
+        The repository (and `revision`, a branch) is made if it is not there, `private` or as its owner's settings say.
+        What was written is opened and compared first. `token` None: that of `hf auth login` or HF_TOKEN. Raises
+        HubError if nobody is logged in, the name cannot be one, or the hub refuses or cannot be reached.
+        """
+        publishing.check(repo_id, token)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "encoder"
+            self.save_pretrained(folder, head=head)
+            backend = self.model.config._attn_implementation
+            again = Encoder.from_pretrained(folder, device=self.device, attn_implementation=backend)
+            saving.require_alike(self.encode(SAMPLE_TEXTS), again.encode(SAMPLE_TEXTS), self.dtype)
+            del again
+            return publishing.upload(
+                folder, repo_id, private=private, token=token, revision=revision, commit_message=commit_message
             )
-            return float(F.cosine_similarity(own, plain).mean())
 
     def to_sentence_transformer(self) -> Any:
         """The same encoder as a `sentence_transformers.SentenceTransformer`, opened from a stock folder.
@@ -320,8 +319,11 @@ class Encoder(nn.Module):
                 "to_sentence_transformer needs sentence-transformers: pip install bothways[eval]."
             ) from error
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "encoder", head=False)
-            return SentenceTransformer(str(Path(folder) / "encoder"), device=str(self.device))
+            path = Path(folder) / "encoder"
+            self.save_pretrained(path, head=False)
+            # The module of a family that needs code is the one that was just written.
+            trusted = brings_our_module(path)
+            return SentenceTransformer(str(path), device=str(self.device), trust_remote_code=trusted)
 
 
 def _each(instruction: Instructions, count: int) -> list[str | None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,6 +17,14 @@ from bothways.bidirectional.probe import probe
 from bothways.errors import ConversionError, DataError
 from bothways.head import Head
 from bothways.provenance import EncoderSettings, Record
+
+RESAVED = "saved by sentence-transformers"
+"""The last stage in bothways.json where sentence-transformers wrote the folder: its own files count then."""
+LOST = (
+    "Its config says that it was converted, so something was lost since: sentence-transformers, when it saves a folder "
+    "again, drops `attn_implementation` from sentence_bert_config.json.\n  Open the folder that bothways wrote, or put "
+    'the line back: "model_args": {{"attn_implementation": "eager"}} in {file}.'
+)
 
 Parts = tuple[PreTrainedModel, PreTrainedTokenizerBase, EncoderSettings, Record, Head | None]
 """What an encoder is made of."""
@@ -37,6 +47,7 @@ def _own(folder: Path, wish: loading.Wish) -> Parts:
     settings, record = provenance.read(folder)
     if record.certificate is None:
         raise ConversionError(f"{folder} has no certificate in {provenance.FILE}. Convert again.")
+    settings = _as_resaved(folder, settings, record)
     config = loading.load_config(folder, trust_remote_code=wish.trust_remote_code)
     if settings.direction == "bidirectional" and not says_bidirectional(config):
         key = "use_bidirectional_attention=true" if settings.windows == "native" else "is_causal=false"
@@ -50,23 +61,26 @@ def _own(folder: Path, wish: loading.Wish) -> Parts:
     record.certificate.require_same(certificate, folder)
     certificate = replace(certificate, converted=record.certificate.converted)
     tokenizer = loading.load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
+    text.ensure_pad_token(tokenizer)
     head = loading.load_head(folder, model, record.head)
     return model, tokenizer, settings, replace(record, certificate=certificate), head
 
 
 def _stock(name: str, folder: Path, wish: loading.Wish) -> Parts:
     foreign = artefact.read_stock_folder(folder)
+    if foreign.two_way:
+        raise ConversionError(_needs_record(folder))
     config = loading.load_config(foreign.transformer, trust_remote_code=wish.trust_remote_code)
     kwargs = {**foreign.model_kwargs, **(wish.model_kwargs or {})}
     if wish.attn_implementation is not None:
         kwargs.pop("attn_implementation", None)
     model = loading.load_trunk(foreign.transformer, config, replace(wish, model_kwargs=kwargs))
     certificate = probe(model)
+    _require_kept(model, certificate, foreign.transformer)
     direction: provenance.Direction = "causal" if certificate.direction == "causal" else "bidirectional"
     native = has_native_key(model.config) and getattr(model.config, NATIVE_KEY)
     settings = replace(foreign.settings, direction=direction, windows="native" if native else "keep")
     if direction == "bidirectional":
-        # Some of it may still hide the future, as where a setting was lost when the folder was saved again.
         certificate.require_bidirectional(str(folder))
         require_even(model, certificate)
         # What is bidirectional already does not change; what is saved of it will say so to every loader.
@@ -82,3 +96,70 @@ def measured(model: PreTrainedModel, settings: EncoderSettings, attn_implementat
         return probe(model)
     kernel = "auto" if attn_implementation == "auto" else None
     return make_bidirectional(model, windows=settings.windows, attn_implementation=kernel)
+
+
+def _require_kept(model: PreTrainedModel, certificate: Certificate, folder: Path) -> None:
+    """Nothing, unless a folder says that it was converted, and is measured to hide the future.
+
+    Raises ConversionError that says what is likely to have been lost, and how to mend it.
+    """
+    if says_bidirectional(model.config) and certificate.direction != "bidirectional":
+        try:
+            certificate.require_bidirectional(str(folder))
+        except ConversionError as error:
+            lost = LOST.format(file=folder / "sentence_bert_config.json")
+            raise ConversionError(f"{error}\n  {lost}") from None
+
+
+def _needs_record(folder: object) -> str:
+    return (
+        f"{folder} needs code to see both ways ({artefact.TWO_WAY} in modules.json), and {provenance.FILE}, which says "
+        "how, is missing. Copy the whole folder that bothways wrote, or convert again."
+    )
+
+
+def _as_resaved(folder: Path, settings: EncoderSettings, record: Record) -> EncoderSettings:
+    """The settings, as sentence-transformers last left them, if it wrote the folder."""
+    if not record.stages or record.stages[-1]["stage"] != RESAVED:
+        return settings
+    found = artefact.read_stock_folder(folder).settings
+    return replace(
+        settings,
+        pooling=found.pooling,
+        pool_over=found.pool_over,
+        normalize=found.normalize,
+        max_length=found.max_length,
+        prompts=found.prompts,
+    )
+
+
+@dataclass
+class Reopened:
+    """What bothways.json says of a model that sentence-transformers has loaded, and saves: see `two_way_module`."""
+
+    settings: EncoderSettings
+    record: Record
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, file: Path | None, name: object) -> Reopened:
+        """Makes a loaded model what `file`, its bothways.json, says, in place; `name` is how errors call the model.
+
+        Raises ConversionError if there is no such file, or the model cannot be made that.
+        """
+        if file is None:
+            raise ConversionError(_needs_record(name))
+        settings, record = provenance.read(file.parent)
+        if record.certificate is None:
+            raise ConversionError(f"{name} has no certificate in {provenance.FILE}. Convert again.")
+        certificate = measured(model, settings)
+        record.certificate.require_same(certificate, name)
+        return cls(settings, replace(record, certificate=replace(certificate, converted=record.certificate.converted)))
+
+    def write(self, model: PreTrainedModel, folder: Path) -> None:
+        """bothways.json of the model as it is now, measured again. Raises ConversionError if it hides the future."""
+        converted = self.record.certificate is None or self.record.certificate.converted
+        certificate = replace(measured(model, self.settings), converted=converted)
+        stages = tuple(stage for stage in self.record.stages if stage["stage"] != RESAVED)
+        head: Mapping[str, Any] = self.record.head if self.record.head.get("tied") else {}
+        record = replace(self.record, stages=stages, certificate=certificate, head=head).add(RESAVED)
+        provenance.write(folder, self.settings, record)

@@ -12,7 +12,9 @@ from bothways.text import counts_exactly
 DEFAULT_BACKEND = "sdpa"
 CAUSAL = (
     "A plain loader opens these weights causal, because part of the conversion lives in code: load this folder with "
-    "`bothways.Encoder.from_pretrained`."
+    "`bothways.Encoder.from_pretrained`, or, where bothways is installed, with "
+    "`SentenceTransformer(FOLDER, trust_remote_code=True)`; without that flag sentence-transformers refuses it. "
+    "AutoModel and serving engines do not refuse, and are wrong."
 )
 
 

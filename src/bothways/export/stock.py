@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bothways.artefact import brings_our_module
 from bothways.errors import ConfigError
 from bothways.export.engines.stock import StockEngine
 
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
 
 
 def write(encoder: Encoder, folder: Path, out: Path, *, number_format: str | None = None) -> StockEngine:
-    """Writes `out`, a folder without the language-model head, and opens it in sentence-transformers.
+    """Writes `out`, a folder without language-model head and adapter, and opens it in sentence-transformers.
 
+    A family that needs code gets the module that brings it, which is then trusted: it was written here.
     Raises ConfigError for a number format: the weights stay in their own.
     """
     if number_format is not None:
@@ -23,4 +25,4 @@ def write(encoder: Encoder, folder: Path, out: Path, *, number_format: str | Non
             "Leave it out, or load the encoder with another dtype and save that."
         )
     encoder.save_pretrained(out, head=False)
-    return StockEngine(out, device=str(encoder.device))
+    return StockEngine(out, device=str(encoder.device), trust_remote_code=brings_our_module(out))

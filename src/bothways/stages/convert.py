@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
-from bothways import artefact, loading, provenance, text
+from bothways import artefact, card, loading, provenance, text
 from bothways.bidirectional.attention import has_native_key, prepare
 from bothways.bidirectional.conversion import make_bidirectional
 from bothways.bidirectional.probe import probe
@@ -118,6 +118,7 @@ def convert(
         },
         base_fingerprint=getattr(config, "_commit_hash", None)
         or provenance.fingerprint_files(loading.weight_files(folder)),
+        base_license=card.license_of(folder),
         pad_token=pad,
         tokenizer_ignores_trailing_space=stripped,
         seconds=round(time.monotonic() - begun, 2),

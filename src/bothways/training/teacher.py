@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from bothways.artefact import brings_our_module
 from bothways.errors import ConfigError, DataError
 
 Side = Literal["text", "query", "document"]
@@ -91,7 +92,8 @@ def _opened(teacher: str | Path, device: str | None) -> Any:
             "pip install 'bothways[eval]', or give stored vectors (a .parquet file)."
         ) from None
     try:
-        return SentenceTransformer(str(teacher), device=device)
+        trusted = brings_our_module(Path(teacher))
+        return SentenceTransformer(str(teacher), device=device, trust_remote_code=trusted)
     except (OSError, ValueError) as problem:
         raise ConfigError(
             f"{teacher}: cannot be opened as a teacher ({str(problem).splitlines()[0]}). Name a folder of "
