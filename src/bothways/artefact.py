@@ -153,6 +153,11 @@ class StockFolder:
     model_kwargs: dict[str, Any]
 
 
+def transformer_of(folder: Path) -> Path:
+    """Where in a sentence-transformers folder the files of its first module are."""
+    return folder / str(_read_json(folder / "modules.json")[0]["path"])
+
+
 def read_stock_folder(folder: Path) -> StockFolder:
     """Read a folder of Transformer + Pooling (+ Normalize). Raises DataError naming what it cannot represent."""
     modules = _read_json(folder / "modules.json")
