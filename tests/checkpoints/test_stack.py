@@ -70,7 +70,9 @@ def test_a_second_adapter_on_it_and_the_record_of_both(tiny_llama_folder: Path, 
 def test_adapters_stacked_by_hand_on_a_decoder(
     tiny_llama_folder: Path, mntp: Path, supervised: Path, tmp_path: Path, count: int
 ) -> None:
-    third = make_adapter(tiny_llama_folder, tmp_path / "third", seed=3, use_rslora=True, r=3, lora_alpha=2, target_modules=["q_proj"])
+    third = make_adapter(
+        tiny_llama_folder, tmp_path / "third", seed=3, use_rslora=True, r=3, lora_alpha=2, target_modules=["q_proj"]
+    )
     stack = [mntp, supervised, third][:count]
     encoder = Encoder.from_pretrained(tiny_llama_folder, adapter=stack)
     np.testing.assert_allclose(encoder.encode(TEXTS), naive(tiny_llama_folder, *stack), rtol=0, atol=1e-5)
