@@ -151,6 +151,8 @@ class StockFolder:
     settings: EncoderSettings
     transformer: Path
     model_kwargs: dict[str, Any]
+    says_length: bool = True
+    """Whether it has a `max_seq_length`; else model and tokenizer set the limit, as in what version 6 saves."""
 
 
 def transformer_of(folder: Path) -> Path:
@@ -192,7 +194,8 @@ def read_stock_folder(folder: Path) -> StockFolder:
         max_length=int(options.get("max_seq_length") or 512),
         prompts=prompts,
     )
-    return StockFolder(settings, transformer, dict(options.get("model_args") or options.get("model_kwargs") or {}))
+    arguments = dict(options.get("model_args") or options.get("model_kwargs") or {})
+    return StockFolder(settings, transformer, arguments, says_length=bool(options.get("max_seq_length")))
 
 
 def length_limit(config: PreTrainedConfig, tokenizer_limit: int) -> int:

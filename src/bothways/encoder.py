@@ -21,7 +21,7 @@ from bothways import text as texts_room
 from bothways.artefact import Adapter
 from bothways.bidirectional.attention import says_bidirectional
 from bothways.encoding import Ask, Asked, flow
-from bothways.errors import ConfigError, DataError
+from bothways.errors import ConfigError
 from bothways.folders import new_folder
 from bothways.head import Head
 from bothways.opening import opened

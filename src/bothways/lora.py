@@ -169,8 +169,8 @@ def _check(
         given, wanted = tuple(tensors[name].shape), tuple(places[name].shape)
         if given != wanted:
             raise DataError(
-                f"{adapter.name}: {name} has shape {given}, but {_named(model)} needs {wanted}: it was trained on another "
-                f"base, it says {adapter.base}. Pass that one."
+                f"{adapter.name}: {name} has shape {given}, but {_named(model)} needs {wanted}: it was trained on "
+                f"another base, it says {adapter.base}. Pass that one."
             )
     strange = sorted(tensors.keys() - places.keys())
     if strange:

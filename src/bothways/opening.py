@@ -84,6 +84,8 @@ def _stock(name: str, folder: Path, stack: Stack, wish: loading.Wish) -> Parts:
         certificate = replace(make_bidirectional(model, windows=settings.windows), converted=False)
     tokenizer = _tokenizer([foreign.transformer, *stack.folders], wish)
     text.ensure_pad_token(tokenizer)
+    if not foreign.says_length:
+        settings = replace(settings, max_length=artefact.length_limit(model.config, tokenizer.model_max_length))
     base = stack.name if stack.adapters else name
     return model, tokenizer, settings, _recorded(Record(base=base, certificate=certificate), stack), None
 
@@ -100,7 +102,7 @@ def _ground(stack: Stack, wish: loading.Wish) -> PreTrainedModel:
 
 
 def _reference(stack: Stack, wish: loading.Wish) -> Parts:
-    """A decoder under adapters, or what the reference saved as a whole: made bidirectional, its settings the reference's."""
+    """A decoder under adapters, or what the reference saved as a whole, under the settings of the reference."""
     begun = time.monotonic()
     config = loading.load_config(stack.ground, trust_remote_code=wish.trust_remote_code)
     tokenizer = _tokenizer(stack.folders, wish)

@@ -107,7 +107,7 @@ def _refuse_to_skip_mntp(stack: Stack) -> None:
         return
     first = stack.adapters[0].name
     raise ConfigError(
-        f"{first} was trained on top of an MNTP stage ({sign}), but would stand on {stack.name}, a decoder without one: "
+        f"{first} was trained on top of an MNTP stage ({sign}), but would stand on {stack.name}, which has none: "
         "peft would load that without a word, and the vectors would be others.\n"
         f'  Pass the MNTP adapter first: Encoder.from_pretrained("...-mntp", adapter="{first}"). If the weights of '
         "that decoder have been through MNTP, or this is the first stage itself, pass without_mntp=True."

@@ -1,19 +1,15 @@
 """Runs in the environment of llm2vec 0.2.3: makes stacks with the reference's own code, and its vectors of texts.
 
-`python reference_worker.py FOLDER`, where FOLDER has `request.json` and gets a hub's cache in `hub/`.
+`python reference_worker.py FOLDER`, where FOLDER has `request.json` and gets a hub's cache in `hub/`, to which
+HF_HUB_CACHE points.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
-
-ROOM = Path(sys.argv[1])
-HUB = ROOM / "hub"
-os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(HUB), "TOKENIZERS_PARALLELISM": "false"}
 
 import numpy as np
 import torch
@@ -27,6 +23,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 
+ROOM = Path(sys.argv[1])
+HUB = ROOM / "hub"
 EVERY = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SHAPE = {
     "vocab_size": 600,
