@@ -88,7 +88,8 @@ class Encoder(nn.Module):
         of a few texts, and says both in `dtype_choice`. `attn_implementation` "auto" takes the
         fastest that passes the measurement. A folder that was converted is measured again: ConversionError if it no
         longer is what its certificate says. A foreign folder is taken as it is and its direction measured:
-        ConversionError if only some of it sees both ways. Raises DataError for a folder that is neither.
+        ConversionError if only some of it sees both ways. Raises DataError for a folder that is none of these, or for an
+        adapter that is not whole or does not fit, ConfigError for adapters that would skip the MNTP stage.
         """
         wish = loading.Wish(dtype, device, attn_implementation, trust_remote_code, revision, model_kwargs)
         wish = replace(wish, adapters=loading.names_of(adapter), base=base, without_mntp=without_mntp)
@@ -264,13 +265,8 @@ class Encoder(nn.Module):
         call = f"encode_{name}"
         asked = Asked.of(call, ask)
         checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, call)
-        prompt = self.settings.prompts.get(name, "")
-        # A space at the prompt's end goes into the text's first token, or is one of its own there: the same start for
-        # every text, as stock code has it, which counts the tokens of the prompt alone.
-        before = prompt.rstrip()
-        space = prompt[len(before) :]
-        spaced = [space + text for text in checked] if space else checked
-        return self._encode(texts, spaced, [(before, "")] * len(checked), asked)
+        after, around = texts_room.after_prompt(self.settings.prompts.get(name, ""), checked)
+        return self._encode(texts, after, around, asked)
 
     def _encode(
         self,
