@@ -137,6 +137,13 @@ class StockFolder:
     model_kwargs: dict[str, Any]
     two_way: bool = False
     """Whether the first module is ours, see `TWO_WAY`."""
+    says_length: bool = True
+    """Whether it has a `max_seq_length`; else model and tokenizer set the limit, as in what version 6 saves."""
+
+
+def transformer_of(folder: Path) -> Path:
+    """Where in a sentence-transformers folder the files of its first module are."""
+    return folder / str(_read_json(folder / "modules.json")[0]["path"])
 
 
 def read_stock_folder(folder: Path) -> StockFolder:
@@ -176,8 +183,8 @@ def read_stock_folder(folder: Path) -> StockFolder:
         max_length=_max_length(transformer, options),
         prompts=prompts,
     )
-    kwargs = dict(options.get("model_args") or options.get("model_kwargs") or {})
-    return StockFolder(settings, transformer, kwargs, two_way)
+    arguments = dict(options.get("model_args") or options.get("model_kwargs") or {})
+    return StockFolder(settings, transformer, arguments, two_way, bool(options.get("max_seq_length")))
 
 
 def brings_our_module(folder: Path) -> bool:

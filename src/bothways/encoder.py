@@ -20,7 +20,7 @@ from bothways import hardware, loading, publishing, saving
 from bothways import text as texts_room
 from bothways.artefact import Adapter, brings_our_module
 from bothways.encoding import Ask, Asked, flow
-from bothways.errors import ConfigError, DataError
+from bothways.errors import ConfigError
 from bothways.head import Head
 from bothways.opening import opened
 from bothways.packing import Packing, Rows, packing, token_states
@@ -72,16 +72,24 @@ class Encoder(nn.Module):
         trust_remote_code: bool = False,
         revision: str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        adapter: loading.Names = (),
+        base: str | Path | None = None,
+        without_mntp: bool = False,
     ) -> Encoder:
-        """Load a bothways folder, or a sentence-transformers folder of Transformer + Pooling (+ Normalize).
+        """Load a bothways folder, a sentence-transformers folder of Transformer + Pooling (+ Normalize), or llm2vec's.
+
+        `adapter` names LoRA adapters, in order, that are merged into it; `base` what the folder's own one was trained
+        on; `without_mntp` lets one that was trained after MNTP stand on a bare decoder.
 
         `dtype` None keeps the checkpoint's; "auto" lets the hardware decide, measures what that does to the vectors
         of a few texts, and says both in `dtype_choice`. `attn_implementation` "auto" takes the
         fastest that passes the measurement. A folder that was converted is measured again: ConversionError if it no
         longer is what its certificate says. A foreign folder is taken as it is and its direction measured:
-        ConversionError if only some of it sees both ways. Raises DataError for a folder that is neither.
+        ConversionError if only some of it sees both ways. Raises DataError for a folder that is none of these, or for an
+        adapter that is not whole or does not fit, ConfigError for adapters that would skip the MNTP stage.
         """
         wish = loading.Wish(dtype, device, attn_implementation, trust_remote_code, revision, model_kwargs)
+        wish = replace(wish, adapters=loading.names_of(adapter), base=base, without_mntp=without_mntp)
         if dtype != "auto":
             return cls(*opened(name_or_folder, wish))
         own = cls(*opened(name_or_folder, replace(wish, dtype=None)))
@@ -124,14 +132,14 @@ class Encoder(nn.Module):
         return self.rows(checked, self._around(instruction, len(checked)))
 
     def _around(self, instruction: Instructions, count: int) -> list[tuple[str, str]]:
-        template = self.settings.instruction_template
-        return [texts_room.wrap(template, i) if i else ("", "") for i in _each(instruction, count)]
+        return texts_room.around_each(self.settings.instruction_template, instruction, count)
 
     def rows(
         self, texts: Sequence[str], around: Sequence[tuple[str, str]], *, with_spans: bool = False
     ) -> list[TextIds]:
         """Ids and pooled tokens of texts with what stands before and after each, see `text.tokenise`."""
         tokenizer = self.tokenizer
+        texts, around = texts_room.framed(self.settings.text_template, texts, around)
         stand_in = next(
             i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None
         )
@@ -147,7 +155,8 @@ class Encoder(nn.Module):
 
     def pieces(self, text: str, around: tuple[str, str], *, with_spans: bool = False) -> list[tuple[int, TextIds]]:
         """A text in pieces of at most `settings.max_length` tokens: the first character of each, and its ids."""
-        cut = texts_room.pieces(self.tokenizer, text, around, self.settings.max_length)
+        [bare], [framed] = texts_room.framed(self.settings.text_template, [text], [around])
+        cut = texts_room.pieces(self.tokenizer, bare, framed, self.settings.max_length)
         starts, parts = zip(*cut, strict=True)
         return list(zip(starts, self.rows(parts, [around] * len(parts), with_spans=with_spans), strict=True))
 
@@ -324,15 +333,6 @@ class Encoder(nn.Module):
             # The module of a family that needs code is the one that was just written.
             trusted = brings_our_module(path)
             return SentenceTransformer(str(path), device=str(self.device), trust_remote_code=trusted)
-
-
-def _each(instruction: Instructions, count: int) -> list[str | None]:
-    if instruction is None or isinstance(instruction, str):
-        return [instruction] * count
-    each = list(instruction)
-    if len(each) != count:
-        raise DataError(f"{len(each)} instructions for {count} texts. Pass one for all, or one per text.")
-    return each
 
 
 def _name(dtype: torch.dtype) -> str:

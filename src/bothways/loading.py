@@ -28,6 +28,8 @@ from bothways.head import Head, head_of
 
 EMBEDDED = Path(__file__).parent / "embedded"
 """The small decoder that comes with the package; its name is "embedded"."""
+Names = str | Path | Sequence[str | Path]
+"""One folder or hub id, or several."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Wish:
     trust_remote_code: bool = False
     revision: str | None = None
     model_kwargs: Mapping[str, Any] | None = None
+    adapters: tuple[str, ...] = ()
+    """What is merged into the model, in order; see `stack`."""
+    base: str | Path | None = None
+    """What the first adapter was trained on, instead of what it says itself."""
+    without_mntp: bool = False
 
     def arguments(self) -> tuple[torch.device, dict[str, Any]]:
         """Device, and the keyword arguments of transformers' from_pretrained."""
@@ -49,6 +56,11 @@ class Wish:
         if self.attn_implementation not in (None, "auto"):
             arguments["attn_implementation"] = self.attn_implementation
         return device, arguments | dict(self.model_kwargs or {})
+
+
+def names_of(names: Names) -> tuple[str, ...]:
+    """One name or several, as a tuple."""
+    return (str(names),) if isinstance(names, (str, Path)) else tuple(map(str, names))
 
 
 def resolve(name: str | Path, revision: str | None = None, *, only: list[str] | None = None) -> Path:
@@ -66,7 +78,7 @@ def resolve(name: str | Path, revision: str | None = None, *, only: list[str] | 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    ignored = ["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*", "onnx/*", "openvino/*"]
+    ignored = None if only else ["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*", "onnx/*", "openvino/*"]
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=only, ignore_patterns=ignored))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -1,15 +1,16 @@
-"""The folder of an encoder -> its parts in memory, its certificate measured again."""
+"""The folder of an encoder, and adapters on it -> its parts in memory, its certificate measured again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways import artefact, loading, provenance, text
+from bothways import artefact, loading, lora, provenance, references, text
 from bothways.bidirectional.attention import NATIVE_KEY, has_native_key, prepare, says_bidirectional
 from bothways.bidirectional.certificate import Certificate
 from bothways.bidirectional.conversion import make_bidirectional, require_even
@@ -17,6 +18,7 @@ from bothways.bidirectional.probe import probe
 from bothways.errors import ConversionError, DataError
 from bothways.head import Head
 from bothways.provenance import EncoderSettings, Record
+from bothways.stack import Stack, stacked
 
 RESAVED = "saved by sentence-transformers"
 """The last stage in bothways.json where sentence-transformers wrote the folder: its own files count then."""
@@ -28,22 +30,27 @@ LOST = (
 
 Parts = tuple[PreTrainedModel, PreTrainedTokenizerBase, EncoderSettings, Record, Head | None]
 """What an encoder is made of."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def opened(name_or_folder: str | Path, wish: loading.Wish) -> Parts:
-    """What a bothways folder, or a sentence-transformers folder, holds. Raises as `Encoder.from_pretrained` says."""
-    folder = loading.resolve(name_or_folder, wish.revision)
-    if (folder / provenance.FILE).exists():
-        return _own(folder, wish)
-    if (folder / "modules.json").exists():
-        return _stock(str(name_or_folder), folder, wish)
+    """What a folder holds, with the adapters of `wish` merged into it. Raises as `Encoder.from_pretrained` says."""
+    stack = stacked(name_or_folder, wish)
+    marks = (provenance.FILE, "modules.json")
+    known = next((folder for folder in stack.folders if any((folder / mark).exists() for mark in marks)), None)
+    if known is not None:
+        own = (known / provenance.FILE).exists()
+        return _own(stack, wish) if own else _stock(str(name_or_folder), known, stack, wish)
+    if stack.adapters or stack.is_made:
+        return _reference(stack, wish)
     raise DataError(
-        f"{folder} is neither a bothways nor a sentence-transformers folder. "
+        f"{stack.ground} is neither a bothways nor a sentence-transformers folder. "
         f"If it is a decoder, convert it: bothways convert {name_or_folder} --out DIR."
     )
 
 
-def _own(folder: Path, wish: loading.Wish) -> Parts:
+def _own(stack: Stack, wish: loading.Wish) -> Parts:
+    folder = stack.ground
     settings, record = provenance.read(folder)
     if record.certificate is None:
         raise ConversionError(f"{folder} has no certificate in {provenance.FILE}. Convert again.")
@@ -59,22 +66,25 @@ def _own(folder: Path, wish: loading.Wish) -> Parts:
     model = loading.load_trunk(folder, config, wish)
     certificate = measured(model, settings, wish.attn_implementation)
     record.certificate.require_same(certificate, folder)
+    if stack.adapters:
+        _merge(model, stack)
+        certificate = measured(model, settings, wish.attn_implementation)
     certificate = replace(certificate, converted=record.certificate.converted)
     tokenizer = loading.load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
     text.ensure_pad_token(tokenizer)
     head = loading.load_head(folder, model, record.head)
-    return model, tokenizer, settings, replace(record, certificate=certificate), head
+    return model, tokenizer, settings, _recorded(replace(record, certificate=certificate), stack), head
 
 
-def _stock(name: str, folder: Path, wish: loading.Wish) -> Parts:
+def _stock(name: str, folder: Path, stack: Stack, wish: loading.Wish) -> Parts:
     foreign = artefact.read_stock_folder(folder)
     if foreign.two_way:
         raise ConversionError(_needs_record(folder))
-    config = loading.load_config(foreign.transformer, trust_remote_code=wish.trust_remote_code)
     kwargs = {**foreign.model_kwargs, **(wish.model_kwargs or {})}
     if wish.attn_implementation is not None:
         kwargs.pop("attn_implementation", None)
-    model = loading.load_trunk(foreign.transformer, config, replace(wish, model_kwargs=kwargs))
+    model = _ground(stack, replace(wish, model_kwargs=kwargs))
+    _merge(model, stack)
     certificate = probe(model)
     _require_kept(model, certificate, foreign.transformer)
     direction: provenance.Direction = "causal" if certificate.direction == "causal" else "bidirectional"
@@ -85,9 +95,76 @@ def _stock(name: str, folder: Path, wish: loading.Wish) -> Parts:
         require_even(model, certificate)
         # What is bidirectional already does not change; what is saved of it will say so to every loader.
         certificate = replace(make_bidirectional(model, windows=settings.windows), converted=False)
-    tokenizer = loading.load_tokenizer(foreign.transformer, trust_remote_code=wish.trust_remote_code)
+    tokenizer = _tokenizer([foreign.transformer, *stack.folders], wish)
     text.ensure_pad_token(tokenizer)
-    return model, tokenizer, settings, Record(base=name, certificate=certificate), None
+    if not foreign.says_length:
+        settings = replace(settings, max_length=artefact.length_limit(model.config, tokenizer.model_max_length))
+    base = stack.name if stack.adapters else name
+    return model, tokenizer, settings, _recorded(Record(base=base, certificate=certificate), stack), None
+
+
+def _ground(stack: Stack, wish: loading.Wish) -> PreTrainedModel:
+    """The model at the bottom of a sentence-transformers folder, which an adapter in it may name."""
+    folder = stack.ground
+    if (folder / provenance.FILE).exists():
+        return _own(replace(stack, adapters=()), wish)[0]
+    if (folder / "modules.json").exists():
+        folder = artefact.transformer_of(folder)
+    config = loading.load_config(folder, trust_remote_code=wish.trust_remote_code)
+    return loading.load_trunk(folder, config, wish)
+
+
+def _reference(stack: Stack, wish: loading.Wish) -> Parts:
+    """A decoder under adapters, or what the reference saved as a whole, under the settings of the reference."""
+    begun = time.monotonic()
+    config = loading.load_config(stack.ground, trust_remote_code=wish.trust_remote_code)
+    tokenizer = _tokenizer(stack.folders, wish)
+    said = references.LLM2VecConfig.read(stack.top)
+    settings = references.settings_of(said, stack.names(), config, tokenizer)
+    pad = text.ensure_pad_token(tokenizer)
+    if stack.is_made:
+        # It names code that goes with another version of transformers.
+        vars(config).pop("auto_map", None)
+    model, head = loading.load_decoder(stack.ground, config, wish, with_head=_has_head(config))
+    _merge(model, stack)
+    certificate = measured(model, settings, wish.attn_implementation)
+    names = [name for name in stack.names() if name in references.CHATS]
+    record = Record(base=(names or [stack.name])[0], certificate=certificate).add(
+        "convert",
+        settings={key: value for key, value in asdict(settings).items() if key != "append_eos"},
+        llm2vec=asdict(said),
+        weights=stack.name,
+        base_fingerprint=getattr(config, "_commit_hash", None)
+        or provenance.fingerprint_files(loading.weight_files(stack.ground)),
+        pad_token=pad,
+        seconds=round(time.monotonic() - begun, 2),
+    )
+    return model, tokenizer, settings, _recorded(record, stack), head
+
+
+def _has_head(config: PreTrainedConfig) -> bool:
+    trunk = any(name.endswith("Model") for name in config.architectures or ())
+    return not trunk or bool(getattr(config.get_text_config(), "tie_word_embeddings", False))
+
+
+def _merge(model: PreTrainedModel, stack: Stack) -> None:
+    for adapter in stack.adapters:
+        lora.merge(model, adapter)
+
+
+def _recorded(record: Record, stack: Stack) -> Record:
+    for adapter in stack.adapters:
+        shape = {key: adapter.config.get(key) for key in ("r", "lora_alpha", "use_rslora", "use_dora")}
+        record = record.add(
+            "adapter", name=adapter.name, fingerprint=adapter.fingerprint(), names_base=adapter.base, settings=shape
+        )
+    return record
+
+
+def _tokenizer(folders: Sequence[Path], wish: loading.Wish) -> PreTrainedTokenizerBase:
+    """Of the first folder that has one: what was asked for, before what it was trained on."""
+    has = (folder for folder in folders if any((folder / file).exists() for file in TOKENIZER_FILES))
+    return loading.load_tokenizer(next(has, folders[-1]), trust_remote_code=wish.trust_remote_code)
 
 
 def measured(model: PreTrainedModel, settings: EncoderSettings, attn_implementation: str | None = None) -> Certificate:

@@ -40,6 +40,9 @@ class EncoderSettings:
     """End every text with the end-of-sequence token; the tokenizer in the folder does it."""
     instruction_template: str = "{instruction} {text}"
     """How instruction and text are joined."""
+    text_template: str = "{text}"
+    """What stands around every text with its instruction, such as a chat's marks. White space at the end of a text is
+    dropped where something follows it."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """Prefixes by name, put before a text as they are; encode_query and encode_document use "query" and "document"."""
     direction: Direction = "bidirectional"
@@ -56,6 +59,8 @@ class EncoderSettings:
             raise ConfigError(f'direction="{self.direction}" is not known. Use "bidirectional" or "causal".')
         if self.max_length < 1:
             raise ConfigError(f"max_length={self.max_length}: expected at least 1 token.")
+        if self.text_template.count("{text}") != 1:
+            raise ConfigError(f"text_template={self.text_template!r} must hold {{text}} exactly once.")
         object.__setattr__(self, "instruction_template", check_template(self.instruction_template))
 
 

@@ -29,7 +29,12 @@ def needed_backend(
 
 
 def pooling_note(settings: EncoderSettings, tokenizer: PreTrainedTokenizerBase, cosine: float) -> str | None:
-    """Where stock pooling differs over the text's own tokens; `cosine` is the mean one of texts without a prompt."""
+    """Where stock code reads or pools a text otherwise; `cosine` is the mean one of texts without a prompt."""
+    if settings.text_template != "{text}":
+        return (
+            f"Every text is read as {settings.text_template!r}, which other code does not put around it: load this "
+            "folder with `bothways.Encoder.from_pretrained`."
+        )
     if settings.pool_over == "all":
         return None
     if settings.pooling == "weighted_mean":

@@ -74,6 +74,23 @@ def wrap(template: str, instruction: str) -> tuple[str, str]:
     return before.replace("{instruction}", instruction.strip()), after
 
 
+def around_each(template: str, instruction: str | Sequence[str | None] | None, count: int) -> list[tuple[str, str]]:
+    """What stands before and after each of `count` texts. Raises DataError for another number of instructions."""
+    each = [instruction] * count if instruction is None or isinstance(instruction, str) else list(instruction)
+    if len(each) != count:
+        raise DataError(f"{len(each)} instructions for {count} texts. Pass one for all, or one per text.")
+    return [wrap(template, one) if one else ("", "") for one in each]
+
+
+def framed(
+    template: str, texts: Sequence[str], around: Sequence[tuple[str, str]]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Texts and what is around them, inside of what a `text_template` puts around both."""
+    before, after = template.split("{text}")
+    cut = [text.rstrip() if after else text for text in texts]
+    return cut, [(before + opening, closing + after) for opening, closing in around]
+
+
 def after_prompt(prompt: str, texts: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Texts with a prompt before them, as `tokenise` takes them: the texts, and what stands around each."""
     # A space at the prompt's end goes into the text's first token, or is one of its own there: the same start for

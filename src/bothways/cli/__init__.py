@@ -15,6 +15,7 @@ from bothways.errors import BothwaysError, did_you_mean
 
 VERBS = {
     "convert": ("making", "Make an untrained encoder of a decoder, and prove that every token sees every token."),
+    "adopt": ("adopting", "Make a folder of an encoder that others made: llm2vec's checkpoints, LoRA adapters."),
     "mntp": ("training", "Train on masked next token prediction."),
     "simcse": ("training", "Train on unlabelled texts, without supervision."),
     "supervised": ("training", "Train on queries and the documents that answer them."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from bothways.artefact import Adapter
 from bothways.bidirectional.gate import GATE, has_gates
 from bothways.errors import TrainingError
+from bothways.lora import peft_wraps
 from bothways.training.settings import Training
 
 MAMBA, FUSED = frozenset({"mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"}), (".out_proj",)
@@ -70,9 +70,7 @@ def attach(model: PreTrainedModel, settings: Training, originals: Mapping[str, n
         # A few numbers a layer, which start small: adapters alone would leave the second direction there.
         modules_to_save=[GATE] if has_gates(model) else None,
     )
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5.23 for a property by its old name.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    with peft_wraps():
         wrapper = get_peft_model(model, config)
     # peft keeps a set, whose order is another in every process and would be in the file.
     config.target_modules = names

@@ -19,12 +19,20 @@ Item = TypeVar("Item", str, Example, str | Example)
 
 
 def tokenise(
-    encoder: Encoder, texts: Sequence[str], instructions: Sequence[str | None] | None = None, *, max_length: int | None
+    encoder: Encoder,
+    texts: Sequence[str],
+    instructions: Sequence[str | None] | None = None,
+    *,
+    max_length: int | None,
+    bare: bool = False,
 ) -> list[TextIds]:
-    """What `encoder.tokenise` gives, but cut at `max_length` tokens; None: as the encoder does."""
+    """What `encoder.tokenise` gives, but cut at `max_length` tokens (None: as the encoder does).
+
+    `bare` leaves out what the encoder puts around every text.
+    """
     own = encoder.settings
-    if max_length is not None:
-        encoder.settings = replace(own, max_length=max_length)
+    template = "{text}" if bare else own.text_template
+    encoder.settings = replace(own, max_length=max_length or own.max_length, text_template=template)
     try:
         return encoder.tokenise(texts, instructions)
     finally:
@@ -32,13 +40,13 @@ def tokenise(
 
 
 def read_tokens(call: str, encoder: Encoder, texts: Sequence[str] | Texts, *, max_length: int | None) -> Tokens:
-    """The ids that `tokenise` gives: of files on disk, tokenised once for all runs; of a list in memory.
+    """The ids that `tokenise` gives of bare texts: of files on disk, tokenised once for all runs; of a list in memory.
 
     Raises DataError for a bad row, or something in the list that is no text.
     """
 
     def encode(batch: list[str]) -> list[list[int]]:
-        return [row.ids for row in tokenise(encoder, batch, max_length=max_length)]
+        return [row.ids for row in tokenise(encoder, batch, max_length=max_length, bare=True)]
 
     if isinstance(texts, Texts):
         how = token_cache.identity(encoder.tokenizer, max_length or encoder.settings.max_length)
