@@ -257,12 +257,8 @@ class Encoder(nn.Module):
         asked = Asked.of(call, ask)
         checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, call)
         prompt = self.settings.prompts.get(name, "")
-        # A space at the prompt's end goes into the text's first token, or is one of its own there: the same start for
-        # every text, as stock code has it, which counts the tokens of the prompt alone.
-        before = prompt.rstrip()
-        space = prompt[len(before) :]
-        spaced = [space + text for text in checked] if space else checked
-        return self._encode(texts, spaced, [(before, "")] * len(checked), asked)
+        spaced, around = texts_room.prompted(prompt, checked)
+        return self._encode(texts, spaced, [around] * len(checked), asked)
 
     def _encode(
         self,

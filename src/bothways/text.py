@@ -74,6 +74,17 @@ def wrap(template: str, instruction: str) -> tuple[str, str]:
     return before.replace("{instruction}", instruction.strip()), after
 
 
+def prompted(prompt: str, texts: Sequence[str]) -> tuple[list[str], tuple[str, str]]:
+    """The texts, and what stands before and after each, with a stored prompt in front as it is.
+
+    A space at the prompt's end goes into the text's first token, or is one of its own there: the same start for every
+    text, as stock code has it, which counts the tokens of the prompt alone.
+    """
+    before = prompt.rstrip()
+    space = prompt[len(before) :]
+    return [space + text for text in texts] if space else list(texts), (before, "")
+
+
 def check_texts(texts: Sequence[Any], call: str) -> list[str]:
     """The texts as a list. Raises DataError naming the first one that is not a string."""
     if isinstance(texts, (str, bytes, Mapping)):

@@ -31,6 +31,7 @@ VERBS = {
     "encode": ("encoding", "Write the vectors of a corpus as Parquet, resumable."),
     "index": ("searching", "Index a folder of vectors, so that a large one is searched quickly."),
     "search": ("searching", "Find the documents of an encoded corpus that are nearest to questions."),
+    "serve": ("serving", "Serve an encoder over HTTP, as OpenAI's embeddings."),
     "show": ("showing", "Show what an encoder is and how it became so."),
     "architectures": ("surveying", "Measure which decoders of transformers become bidirectional."),
     "demo": ("making", "Train an encoder of this machine's documentation, offline, in minutes."),
