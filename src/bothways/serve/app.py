@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -235,12 +235,13 @@ async def _refused(_: Request, refusal: Exception) -> Response:
     return JSONResponse(refusal.as_json(), refusal.status, refusal.headers)
 
 
-async def _of_framework(_: Request, problem: Exception) -> Response:
+async def _of_framework(request: Request, problem: Exception) -> Response:
     """Paths and methods that there are not."""
     assert isinstance(problem, HTTPException)
-    headers: Mapping[str, str] = problem.headers or {}
-    refusal = Refusal(problem.status_code, str(problem.detail), code=CODES.get(problem.status_code), headers=headers)
-    return await _refused(_, refusal)
+    known = f"There are POST {EMBEDDINGS} and GET {', '.join(PATHS[1:])}."
+    message = f"{request.method} {request.url.path[:80]}: {str(problem.detail).lower()}. {known}"
+    code, headers = CODES.get(problem.status_code), problem.headers or {}
+    return await _refused(request, Refusal(problem.status_code, message, code=code, headers=headers))
 
 
 async def _unexpected(_: Request, problem: Exception) -> Response:

@@ -36,7 +36,7 @@ def run(
     keys = read_keys(settings)
     name = settings.served_name or (Path(encoder).resolve().name if Path(encoder).is_dir() else str(encoder))
     if not settings.is_loopback:
-        who = "with the key" if keys else "without a key, everyone"
+        who = "with a key" if keys else "without a key, everyone may use it"
         tell(f"warning: {settings.host} is open to the network, {who}, and not encrypted.")
     with _bound(settings) as place:
         served = Served.of(load(), name, settings, keys)
