@@ -20,6 +20,7 @@ from benchmarks import (
     readme,
     recurrence,
     scale,
+    serve,
 )
 from benchmarks.frame import framed
 from bothways.evaluation.tables import write_json
@@ -36,6 +37,7 @@ MEASURED = {
     "quality": quality,
     "recurrence": recurrence,
     "scale": scale,
+    "serve": serve,
 }
 
 

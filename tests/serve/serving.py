@@ -167,8 +167,8 @@ def main() -> None:
 def child(words: Sequence[str], said: str, env: dict[str, str]) -> None:
     from bothways.cli import main
 
-    if env.pop("LOSE_MODEL", ""):
-        lose_model()
+    if planted := env.pop("PLANTED", ""):
+        plant(planted)
     os.environ.update(env)
     # What the process was forked from reads its orders there.
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -188,14 +188,16 @@ def child(words: Sequence[str], said: str, env: dict[str, str]) -> None:
         os._exit(code or 0)
 
 
-def lose_model() -> None:
-    """The model computes once, when the server starts, and nothing after that."""
+def plant(defect: str) -> None:
+    """The model computes once, when the server starts; after that it is "lost", or "slow"."""
     from bothways.encoder import Encoder
 
     real, calls = Encoder.token_states, []
 
     def token_states(self: Encoder, rows: Any) -> Any:
         calls.append(rows)
+        if len(calls) > 1 and defect == "slow":
+            time.sleep(60)
         if len(calls) > 1:
             raise RuntimeError("planted")
         return real(self, rows)

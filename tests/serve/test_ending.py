@@ -98,6 +98,28 @@ def test_a_request_that_does_not_end_is_given_up_in_time(forks: Forks, folder: P
     assert server.said.endswith("serve: ended, 1 requests were given up\n")
 
 
+def test_a_pass_that_does_not_end_is_given_up_in_time(forks: Forks, folder: Path) -> None:
+    server = forks.start(folder, "--shutdown-timeout", 1, PLANTED="slow")
+    url, found = server.url, []
+
+    def ask() -> None:
+        try:
+            found.append(httpx.post(f"{url}/v1/embeddings", json={"input": "a text"}, timeout=60).status_code)
+        except httpx.TransportError as problem:
+            found.append(type(problem).__name__)
+
+    client = threading.Thread(target=ask)
+    client.start()
+    until(lambda: metric(server, "bothways_requests_inside") == 1)
+    begun = time.monotonic()
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert time.monotonic() - begun < 20
+    client.join(20)
+    assert found in ([500], ["RemoteProtocolError"], ["ReadError"])
+    assert server.said.endswith("serve: ended, 1 requests were given up\n")
+
+
 def test_killed_and_started_again_under_load(forks: Forks, folder: Path, encoder: Encoder) -> None:
     """SIGKILL: a client that tries again sees connection errors alone, and then the right vectors."""
     servers = [forks.start(folder)]
@@ -163,7 +185,7 @@ def test_the_program_itself_ends_with_0(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_lost_is_seen_in_its_health(forks: Forks, folder: Path) -> None:
-    server: Server = forks.start(folder, LOSE_MODEL="1")
+    server: Server = forks.start(folder, PLANTED="lost")
     assert httpx.get(f"{server.url}/health").status_code == 200
     lost = post(server, {"input": "a text"})
     assert (lost.status_code, lost.json()["error"]["code"]) == (500, "compute_failed")

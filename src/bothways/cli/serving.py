@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from tyro.conf import OmitArgPrefixes, Positional
@@ -29,4 +30,6 @@ def serve(encoder: Positional[str], settings: OmitArgPrefixes[Serve], opening: O
         raise ConfigError(f"serve needs {problem.name}: pip install 'bothways[serve]'.") from None
     quiet()
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    server.run(encoder, settings, lambda: open_encoder(encoder, opening), lambda line: say(f"serve: {line}"))
+    if not server.run(encoder, settings, lambda: open_encoder(encoder, opening), lambda line: say(f"serve: {line}")):
+        # A thread within torch would be torn down with the interpreter, and abort the process.
+        os._exit(0)

@@ -28,8 +28,8 @@ def run(
     settings: Serve,
     load: Callable[[], Encoder],
     tell: Callable[[str], None],
-) -> None:
-    """Serve until SIGTERM or SIGINT, then finish what is in the server and return.
+) -> bool:
+    """Serve until SIGTERM or SIGINT, then finish what is in the server; whether nothing is computed any more.
 
     Raises ConfigError for a key that is not there or an address that cannot be taken, before `load` opens the encoder.
     """
@@ -62,6 +62,7 @@ def run(
         served.reading.shutdown(wait=False, cancel_futures=True)
         given_up = f", {served.given_up} requests were given up" if served.given_up else ""
         tell(f"ended{given_up}")
+        return not served.batcher.is_alive
 
 
 class _Server(uvicorn.Server):
