@@ -94,7 +94,7 @@ def test_what_nobody_waits_for_is_not_computed(server: Server, real_texts: list[
     assert post(server, {"input": "still there"}).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["mamba", "jamba"])
+@pytest.mark.parametrize("name", ["mamba", pytest.param("jamba", marks=pytest.mark.slow)])
 def test_two_way_recurrence_is_served_as_it_is_encoded(
     name: str, forks: Forks, tiny_llama_folder: Path, tmp_path: Path, real_texts: list[str]
 ) -> None:
