@@ -54,9 +54,11 @@ def measure(options: argparse.Namespace) -> Findings:
         folder = Path(given)
         encoder = made(condition, folder)
         texts = [json.loads(line) for line in (folder / TEXTS).read_text(encoding="utf-8").splitlines()]
-        urls = {
+        # All start at once, and then each is waited for.
+        servers = {
             name: stack.enter_context(served(name, command(encoder, kind), folder)) for name, kind in variants.items()
         }
+        urls = {name: url_of(name, *server) for name, server in servers.items()}
         same_vectors(condition, {name: sample(url, texts[:SAMPLE]) for name, url in urls.items()})
         for number in range(options.rounds + 1):
             count = options.requests if number else min(WARM, options.requests)
@@ -95,15 +97,15 @@ def command(encoder: Path, kind: str | None) -> list[str]:
 
 
 @contextmanager
-def served(name: str, words: Sequence[str], folder: Path) -> Iterator[str]:
-    """A server in a process of its own, and its URL."""
+def served(name: str, words: Sequence[str], folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A server in a process of its own, and the file with what it says."""
     file = folder / f"{name}.said"
     path = os.pathsep.join(filter(None, (str(ROOT / "src"), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     with file.open("w") as said:
         process = subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdout=said, stderr=said)
     try:
-        yield url_of(name, process, file)
+        yield process, file
     finally:
         process.terminate()
         try:

@@ -192,6 +192,7 @@ def test_a_model_that_is_lost_is_seen_in_its_health(forks: Forks, folder: Path) 
     assert (lost.status_code, lost.json()["error"]["code"]) == (500, "compute_failed")
     until(lambda: httpx.get(f"{server.url}/health").status_code == 503)
     assert httpx.get(f"{server.url}/ready").status_code == 503
-    assert post(server, {"input": "a text"}).status_code == 503
+    stopped = post(server, {"input": "a text"})
+    assert (stopped.status_code, stopped.json()["error"]["code"]) == (503, "encoder_stopped")
     server.signal(signal.SIGTERM)
     assert server.wait() == 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from bothways.serve.settings import Serve
 
 EMBEDDINGS, MODELS, HEALTH, READY, METRICS = "/v1/embeddings", "/v1/models", "/health", "/ready", "/metrics"
 PATHS = (EMBEDDINGS, MODELS, HEALTH, READY, METRICS)
+STOPPED = "the encoder has stopped"
 GONE = 499
 """nginx's number for a client that left: nobody reads it, but it is counted."""
 CODES = {401: "invalid_api_key", 404: "unknown_url", 405: "method_not_allowed"}
@@ -52,7 +53,6 @@ class Served:
     """Requests for vectors that are in the server."""
     given_up: int = 0
     """Those that the end of the server has cut off."""
-    closing: bool = False
 
     @classmethod
     def of(cls, encoder: Encoder, name: str, settings: Serve, keys: tuple[bytes, ...]) -> Served:
@@ -69,9 +69,9 @@ class Served:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """A place in the server. Raises Refusal if all are taken, or it closes."""
-        if self.closing or not self.batcher.is_alive:
-            raise busy(503, "The server is ending.", "shutting_down")
+        """A place in the server. Raises Refusal if all are taken, or nothing is computed any more."""
+        if not self.batcher.is_alive:
+            raise busy(503, "The encoder has stopped computing, and the server must be restarted.", "encoder_stopped")
         if self.inside >= self.settings.max_requests:
             raise busy(429, f"{self.inside} requests are in the server, the most it takes. Try again.", "queue_full")
         self.inside += 1
@@ -88,15 +88,8 @@ class Served:
 
 def make_app(served: Served) -> FastAPI:
     """The routes of an encoder whose batcher is started."""
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        served.closing = True
-
-    app = FastAPI(
-        title=f"bothways serve {served.name}", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan
-    )
+    # Without pages that load scripts from elsewhere.
+    app = FastAPI(title=f"bothways serve {served.name}", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(Counted, metrics=served.metrics, paths=PATHS)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _of_framework)
@@ -128,14 +121,15 @@ def make_app(served: Served) -> FastAPI:
     @app.get(HEALTH)
     async def health() -> Response:
         """Whether texts are computed; if not, only a restart helps."""
-        return _state("ok" if served.batcher.is_alive else "the encoder has stopped", served.batcher.is_alive)
+        return _state("ok" if served.batcher.is_alive else STOPPED, served.batcher.is_alive)
 
     @app.get(READY)
     async def ready() -> Response:
         """Whether one more request would be taken in."""
         full = served.inside >= served.settings.max_requests
-        going = served.batcher.is_alive and not served.closing
-        return _state("full" if going and full else "ready" if going else "shutting down", going and not full)
+        if not served.batcher.is_alive:
+            return _state(STOPPED, False)
+        return _state("full" if full else "ready", not full)
 
     @app.get(METRICS)
     def metrics() -> Response:

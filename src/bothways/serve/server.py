@@ -47,7 +47,7 @@ def run(
             http="h11",
             ws="none",
             loop="asyncio",
-            lifespan="on",
+            lifespan="off",
             log_config=None,
             log_level="warning",
             access_log=False,
