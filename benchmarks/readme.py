@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import growth as grows
 from benchmarks import performance, scale
 from benchmarks import plans as planned
 from benchmarks.frame import RESULTS, ROOT
@@ -51,6 +52,7 @@ def generated(text: str, page: Path = README) -> str:
             "mntp-cuda": mntp_cuda,
             "contrastive": contrastive,
             "encode": encode,
+            "growth": growth,
             "plans": plans,
         },
         SCALE: {"plan": billion, "failures": failures},
@@ -123,6 +125,12 @@ def contrastive() -> str:
 def encode() -> str:
     """One pass of encode."""
     return _steps("encode")
+
+
+def growth() -> str:
+    """How the cost of encoding grows."""
+    found = _results("growth")
+    return "Not measured yet.\n" if found is None else f"{grows.table(found)}\n{_machine(found)}\n"
 
 
 def billion() -> str:

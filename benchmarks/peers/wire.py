@@ -83,7 +83,7 @@ class Gate:
     def before_model(self) -> None:
         """Everything is imported, nothing of the model is in memory."""
         gc.collect()
-        self._before = 0 if self.cuda else _status("VmRSS")
+        self._before = 0 if self.cuda else status("VmRSS")
 
     def open(self, **facts: Any) -> bool:
         """Ready for the first step; `facts` are told. Returns whether there is one, like `step`."""
@@ -124,7 +124,7 @@ class Gate:
         return time.process_time()
 
     def _memory(self) -> int:
-        return torch.cuda.max_memory_allocated() if self.cuda else _status("VmHWM") - self._before
+        return torch.cuda.max_memory_allocated() if self.cuda else status("VmHWM") - self._before
 
     def _say(self, **content: Any) -> None:
         self._answers.write(json.dumps(content) + "\n")
@@ -136,7 +136,7 @@ def _versions() -> dict[str, str]:
     return {name: installed[name] for name in PACKAGES if name in installed}
 
 
-def _status(name: str) -> int:
+def status(name: str) -> int:
     """Bytes of a field of this process. Not getrusage's peak: that is inherited from the process that started it."""
     for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(name + ":"):

@@ -256,9 +256,8 @@ class Encoder(nn.Module):
         call = f"encode_{name}"
         asked = Asked.of(call, ask)
         checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, call)
-        prompt = self.settings.prompts.get(name, "")
-        spaced, around = texts_room.prompted(prompt, checked)
-        return self._encode(texts, spaced, [around] * len(checked), asked)
+        after, around = texts_room.after_prompt(self.settings.prompts.get(name, ""), checked)
+        return self._encode(texts, after, around, asked)
 
     def _encode(
         self,

@@ -74,15 +74,13 @@ def wrap(template: str, instruction: str) -> tuple[str, str]:
     return before.replace("{instruction}", instruction.strip()), after
 
 
-def prompted(prompt: str, texts: Sequence[str]) -> tuple[list[str], tuple[str, str]]:
-    """The texts, and what stands before and after each, with a stored prompt in front as it is.
-
-    A space at the prompt's end goes into the text's first token, or is one of its own there: the same start for every
-    text, as stock code has it, which counts the tokens of the prompt alone.
-    """
+def after_prompt(prompt: str, texts: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Texts with a prompt before them, as `tokenise` takes them: the texts, and what stands around each."""
+    # A space at the prompt's end goes into the text's first token, or is one of its own there: the same start for
+    # every text, as stock code has it, which counts the tokens of the prompt alone.
     before = prompt.rstrip()
     space = prompt[len(before) :]
-    return [space + text for text in texts] if space else list(texts), (before, "")
+    return [space + text for text in texts] if space else list(texts), [(before, "")] * len(texts)
 
 
 def check_texts(texts: Sequence[Any], call: str) -> list[str]:

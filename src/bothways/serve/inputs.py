@@ -73,8 +73,7 @@ class Desk:
         return Ready(request, items, places, tokens, len(overlong), request.dimensions or self.dim)
 
     def _texts(self, texts: list[str], request: EmbeddingRequest) -> tuple[list[Item], list[int], list[int]]:
-        texts, around = self._around(texts, request)
-        each = [around] * len(texts)
+        texts, each = self._around(texts, request)
         firsts, places = distinct(texts, each)
         overflow: Overflow = "chunk" if self.settings.overflow == "chunk" else "truncate"
         reader = Reader(
@@ -87,20 +86,20 @@ class Desk:
         cut = {places[first] for first in reader.too_long}
         return items, places, [number for number, place in enumerate(places) if place in cut]
 
-    def _around(self, texts: list[str], request: EmbeddingRequest) -> tuple[list[str], AROUND]:
+    def _around(self, texts: list[str], request: EmbeddingRequest) -> tuple[list[str], list[AROUND]]:
         settings = self.encoder.settings
         if request.instruction:
-            return texts, texts_room.wrap(settings.instruction_template, request.instruction)
+            return texts, [texts_room.wrap(settings.instruction_template, request.instruction)] * len(texts)
         if request.input_type:
             # As `encode_query` and `encode_document`: without a stored prompt there is none.
-            return texts_room.prompted(settings.prompts.get(request.input_type, ""), texts)
+            return texts_room.after_prompt(settings.prompts.get(request.input_type, ""), texts)
         if request.prompt_name:
             if request.prompt_name not in settings.prompts:
                 known = did_you_mean(request.prompt_name, settings.prompts) if settings.prompts else "It has none."
                 message = f'"prompt_name" is "{request.prompt_name}", but {self.name} has no such prompt. {known}'
                 raise invalid(message, "prompt_name")
-            return texts_room.prompted(settings.prompts[request.prompt_name], texts)
-        return texts, ("", "")
+            return texts_room.after_prompt(settings.prompts[request.prompt_name], texts)
+        return texts, [("", "")] * len(texts)
 
     def _ids(self, inputs: list[Ids], request: EmbeddingRequest) -> tuple[list[Item], list[int], list[int]]:
         if request.prompt_field:
