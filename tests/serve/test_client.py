@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -12,6 +13,7 @@ from openai import OpenAI
 from serving import Server, metric, post
 
 from bothways import Encoder
+from bothways.export.verify import verify
 
 TEXTS = ["a text", "How do I open a compressed file?", "x", "a text", "Ünïcode 文字 🙂 \n\t"]
 CLOSE = {"rtol": 0, "atol": 1e-5}
@@ -135,3 +137,28 @@ def test_what_is_wrong_is_said_in_the_shape_of_openai(
     assert set(error) == {"message", "type", "param", "code"}
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert message in error["message"]
+
+
+class OverHttp:
+    """The server as an engine, which knows stored prompts by name."""
+
+    name, max_length, number_format = "bothways serve", 256, "float32"
+
+    def __init__(self, client: OpenAI) -> None:
+        self.client = client
+
+    def embed(self, texts: Sequence[str], /) -> np.ndarray:
+        return vectors(self.client, list(texts)).astype(np.float32)
+
+    def embed_prompted(self, texts: Sequence[str], prompt_name: str, /) -> np.ndarray:
+        return vectors(self.client, list(texts), extra_body={"prompt_name": prompt_name}).astype(np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+def test_verify_finds_the_bidirectional_vectors(client: OpenAI, folder: Path) -> None:
+    verdict = verify(OverHttp(client), folder, device="cpu")
+    verdict.require()
+    assert verdict.matches == "bidirectional"
+    assert verdict.faults == ()
