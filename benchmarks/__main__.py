@@ -21,6 +21,7 @@ from benchmarks import (
     readme,
     recurrence,
     scale,
+    serve,
 )
 from benchmarks.frame import framed
 from bothways.evaluation.tables import write_json
@@ -38,6 +39,7 @@ MEASURED = {
     "quality": quality,
     "recurrence": recurrence,
     "scale": scale,
+    "serve": serve,
 }
 
 

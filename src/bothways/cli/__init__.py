@@ -35,6 +35,7 @@ VERBS = {
     "push": ("publishing", "Put an encoder on the Hugging Face hub."),
     "export": ("exporting", "Write an encoder for another engine, and check that engine's vectors."),
     "verify": ("exporting", "Say whether an engine's vectors are an encoder's, or silently causal ones."),
+    "serve": ("serving", "Serve an encoder over HTTP, as OpenAI's embeddings."),
     "show": ("showing", "Show what an encoder is and how it became so."),
     "architectures": ("surveying", "Measure which decoders of transformers become bidirectional."),
     "demo": ("making", "Train an encoder of this machine's documentation, offline, in minutes."),

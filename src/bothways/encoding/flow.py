@@ -72,7 +72,7 @@ def encode(source: Computes, texts: Sequence[str], around: Sequence[AROUND], ask
     kept: Any = [None] * len(firsts)
     if not spans:
         kept = np.empty((len(firsts), stored_dim(dim, asked.precision)), dtype=PRECISIONS[asked.precision])
-    compute = _Compute(source, asked, dim)
+    compute = Compute(source, asked, dim)
     # A single row is as fast as it is.
     with ExitStack() as stack:
         packed = stack.enter_context(source.packing()) if len(firsts) > 1 else None
@@ -93,7 +93,15 @@ def _on(device: torch.device, found: Any) -> Any:
     return torch.from_numpy(found).to(device)
 
 
-class _Compute:
+def shortened(vectors: Float[Tensor, "texts dim"], dim: int, settings: EncoderSettings) -> Float[Tensor, "texts kept"]:
+    """The first `dim` numbers of each vector, of unit length again if the encoder's vectors are."""
+    if dim == vectors.shape[1]:
+        return vectors
+    kept = vectors[:, :dim]
+    return F.normalize(kept, dim=-1) if settings.normalize else kept
+
+
+class Compute:
     """From the items of a window to what is kept of it."""
 
     def __init__(self, source: Computes, asked: Asked, dim: int) -> None:
@@ -108,9 +116,7 @@ class _Compute:
         found = torch.empty((len(items), self.source.dim), dtype=torch.float32, device=device)
         for group, states in self._groups(items, packed, advance):
             found[torch.tensor(group, device=device)] = self._vectors([items[number] for number in group], states)
-        found = found[:, : self.dim]
-        if self.dim < self.source.dim and self.source.settings.normalize:
-            found = F.normalize(found, dim=-1)
+        found = shortened(found, self.dim, self.source.settings)
         return quantise(found.cpu().numpy(), self.asked.precision)
 
     def tokens(self, items: list[Item], packed: Packing | None, advance: Any) -> list[TokenVectors]:
