@@ -256,13 +256,8 @@ class Encoder(nn.Module):
         call = f"encode_{name}"
         asked = Asked.of(call, ask)
         checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, call)
-        prompt = self.settings.prompts.get(name, "")
-        # A space at the prompt's end goes into the text's first token, or is one of its own there: the same start for
-        # every text, as stock code has it, which counts the tokens of the prompt alone.
-        before = prompt.rstrip()
-        space = prompt[len(before) :]
-        spaced = [space + text for text in checked] if space else checked
-        return self._encode(texts, spaced, [(before, "")] * len(checked), asked)
+        after, around = texts_room.after_prompt(self.settings.prompts.get(name, ""), checked)
+        return self._encode(texts, after, around, asked)
 
     def _encode(
         self,

@@ -26,6 +26,10 @@ class JobError(BothwaysError):
     """A job over a corpus that cannot go on, because processes die or a unit fails; the same command goes on."""
 
 
+class VerificationError(BothwaysError):
+    """What an engine returns is not what the encoder's folder says, or nothing that can be compared."""
+
+
 class TrainingError(BothwaysError):
     """A stage that cannot start or cannot go on."""
 

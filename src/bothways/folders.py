@@ -74,6 +74,28 @@ def new_file(path: Path) -> Iterator[TextIO]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_path(path: Path) -> Iterator[Path]:
+    """Where to make a file or a folder, which takes the name `path` when the block ends without an error.
+
+    It already has the last part of that name, which some formats write into themselves. Raises ConfigError if there is
+    something called `path`, AssertionError if the block made nothing there, or something beside it.
+    """
+    refuse_taken_file(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial / path.name
+        made = [found.name for found in partial.iterdir()]
+        if made != [path.name]:
+            raise AssertionError(f"expected {path.name} alone to be made, found {made}")
+        os.replace(partial / path.name, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_whole(path: Path, content: str) -> None:
     """Write UTF-8 in place of what was there, whole or not at all, also where the machine stops."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

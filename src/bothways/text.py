@@ -74,6 +74,15 @@ def wrap(template: str, instruction: str) -> tuple[str, str]:
     return before.replace("{instruction}", instruction.strip()), after
 
 
+def after_prompt(prompt: str, texts: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Texts with a prompt before them, as `tokenise` takes them: the texts, and what stands around each."""
+    # A space at the prompt's end goes into the text's first token, or is one of its own there: the same start for
+    # every text, as stock code has it, which counts the tokens of the prompt alone.
+    before = prompt.rstrip()
+    space = prompt[len(before) :]
+    return [space + text for text in texts] if space else list(texts), [(before, "")] * len(texts)
+
+
 def check_texts(texts: Sequence[Any], call: str) -> list[str]:
     """The texts as a list. Raises DataError naming the first one that is not a string."""
     if isinstance(texts, (str, bytes, Mapping)):

@@ -72,7 +72,7 @@ def measure_edges(
     Two twins of the model's class, with windows of 4 and 8 tokens, show how far a window of w reaches. `convert` makes
     a twin bidirectional the way the model was.
     """
-    wide = {number: width for number, width in _windowed_layers(model).items() if width >= TOKENS - 1}
+    wide = {number: width for number, width in windowed_layers(model).items() if width >= TOKENS - 1}
     if not wide or all(mixer.unpadded.left < TOKENS - 1 for mixer in mixers):
         return tuple(mixers), ""
     try:
@@ -102,13 +102,13 @@ def layer_of(name: str) -> int | None:
 
 def _reach_of_windows(model: PreTrainedModel, width: int, convert: Callable[[PreTrainedModel], Any]) -> int | None:
     twin = twin_of(model, window=width)
-    layers = _windowed_layers(twin)
+    layers = windowed_layers(twin)
     convert(twin)
     found = {mixer.unpadded.left for mixer in probe(twin).modules if mixer.attends and layer_of(mixer.name) in layers}
     return found.pop() if len(found) == 1 else None
 
 
-def _windowed_layers(model: PreTrainedModel) -> Mapping[int, int]:
+def windowed_layers(model: PreTrainedModel) -> Mapping[int, int]:
     """Number of each layer with a window -> the window, as the configs have it."""
     config = next((config for config in text_configs_of(model) if _window(config) is not None), None)
     if config is None:

@@ -31,6 +31,8 @@ VERBS = {
     "encode": ("encoding", "Write the vectors of a corpus as Parquet, resumable."),
     "index": ("searching", "Index a folder of vectors, so that a large one is searched quickly."),
     "search": ("searching", "Find the documents of an encoded corpus that are nearest to questions."),
+    "export": ("exporting", "Write an encoder for another engine, and check that engine's vectors."),
+    "verify": ("exporting", "Say whether an engine's vectors are an encoder's, or silently causal ones."),
     "show": ("showing", "Show what an encoder is and how it became so."),
     "architectures": ("surveying", "Measure which decoders of transformers become bidirectional."),
     "demo": ("making", "Train an encoder of this machine's documentation, offline, in minutes."),
