@@ -6,15 +6,18 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
+from bidirectional.tiny import WINDOW as WINDOW_OF_TINY
 from bidirectional.tiny import tiny
 from export.servable import WINDOW, decoder
 from torch import nn
+from transformers import AutoTokenizer
 
 from bothways import Encoder, convert
 from bothways.cli import main
@@ -22,25 +25,44 @@ from bothways.engines import ENGINES, SGLANG, TEI, VLLM, Engine
 from bothways.errors import ConfigError
 from bothways.export import TARGETS, export
 from bothways.export.serving import SERVERS, next_steps
+from bothways.export.serving.allowed import require_served
 from bothways.export.serving.tei import rotary_keys
+from bothways.provenance import EncoderSettings, Record
 from bothways.vllm_plugin import ARCHITECTURE, MODEL, register
 from bothways.vllm_plugin.opening import open_attention, require_mendable, require_open
 
-TEXTS = ["How do I open a compressed file?", "short", "The zipfile module reads archives. " * 4]
-PLAIN = {"llama": "is_causal", "mistral": "is_causal", "qwen2": "is_causal", "qwen3": "is_causal", "phi3": "is_causal"}
 NATIVE = {"windows": "native"}
+KEY = {"use_bidirectional_attention": True}
 
 
 @pytest.fixture
 def made(tiny_llama_folder: Path, tmp_path: Path) -> Any:
-    """Makes the folder of an encoder of a family."""
+    """Makes an encoder of a family, and its folder."""
 
-    def make(family: str, shape: dict[str, Any] | None = None, **changes: Any) -> Path:
-        base = decoder(family, tiny_llama_folder, tmp_path / "base", **(shape or {}))
-        convert(base, dtype="float32", device="cpu", **changes).save_pretrained(tmp_path / "enc")
-        return tmp_path / "enc"
+    def make(family: str, **changes: Any) -> tuple[Encoder, Path]:
+        base = decoder(family, tiny_llama_folder, tmp_path / "base")
+        encoder = convert(base, dtype="float32", device="cpu", **changes)
+        encoder.save_pretrained(tmp_path / "enc")
+        return encoder, tmp_path / "enc"
 
     return make
+
+
+@pytest.fixture
+def bare(tiny_llama_folder: Path) -> Any:
+    """Puts an encoder together that says what it is, without converting anything."""
+
+    def make(family: str, shape: dict[str, Any] | None = None, **settings: Any) -> Encoder:
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llama_folder)
+        return Encoder(tiny(family, **(shape or {})), tokenizer, EncoderSettings(**settings), Record(base=family))
+
+    return make
+
+
+def write(to: str, encoder: Encoder, folder: Path, out: Path, number_format: str | None = None) -> None:
+    module, name = TARGETS[to].split(":")
+    target = getattr(import_module(f"bothways.export.{module}"), name)
+    target(encoder, folder, out, number_format=number_format).close()
 
 
 def config_in(folder: Path) -> dict[str, Any]:
@@ -51,7 +73,7 @@ def config_in(folder: Path) -> dict[str, Any]:
     ("to", "family", "changes", "keys"),
     [
         ("vllm", "llama", {}, {"is_causal": False}),
-        ("vllm", "gemma3_text", NATIVE, {"use_bidirectional_attention": True, "sliding_window": WINDOW // 2 + 1}),
+        ("vllm", "gemma3_text", NATIVE, {"use_bidirectional_attention": True}),
         ("vllm", "gemma", {}, {"is_causal": False, "architectures": [ARCHITECTURE]}),
         ("tei", "qwen2", {}, {"is_causal": False, "rope_theta": 10000.0}),
         ("tei", "llama", {}, {"use_bidirectional_attention": True, "rope_theta": 10000.0}),
@@ -62,17 +84,12 @@ def config_in(folder: Path) -> dict[str, Any]:
 def test_the_keys_that_a_server_reads(
     to: str, family: str, changes: dict[str, Any], keys: dict[str, Any], made: Any, tmp_path: Path
 ) -> None:
-    folder = made(family, prompts={"query": "Find: "}, max_length=99, **changes)
-    verdict = export(folder, to, tmp_path / "out", device="cpu")
-    assert verdict.matches == "bidirectional"
+    encoder, folder = made(family, max_length=WINDOW, **changes)
+    write(to, encoder, folder, tmp_path / "out")
     config = config_in(tmp_path / "out")
     assert {key: config.get(key) for key in keys} == keys
     assert {key: config[key] for key in ("model_type", "dtype")} == {"model_type": family, "dtype": "float32"}
-    again = Encoder.from_pretrained(tmp_path / "out", device="cpu")
-    np.testing.assert_allclose(
-        again.encode(TEXTS), Encoder.from_pretrained(folder, device="cpu").encode(TEXTS), atol=1e-6
-    )
-    assert json.loads((tmp_path / "out" / "sentence_bert_config.json").read_text())["max_seq_length"] == 99
+    assert json.loads((tmp_path / "out" / "sentence_bert_config.json").read_text())["max_seq_length"] == WINDOW
     assert json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text())["pooling_mode_mean_tokens"] is True
     modules = json.loads((tmp_path / "out" / "modules.json").read_text())
     assert [module["path"] for module in modules] == ["", "1_Pooling", "2_Normalize"]
@@ -118,7 +135,7 @@ def test_the_head_stays_behind(tiny_untied_folder: Path, tmp_path: Path) -> None
 def test_the_command_says_what_to_run_next(
     to: str, family: str, lines: str, made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, out = made(family), tmp_path / "the out"
+    (_, folder), out = made(family), tmp_path / "the out"
     with pytest.raises(SystemExit) as left:
         main(["export", str(folder), "--to", to, "--out", str(out), "--device", "cpu"])
     captured = capsys.readouterr()
@@ -166,30 +183,39 @@ def test_sglang_is_told_the_attention_that_was_read_to_be_right(tmp_path: Path) 
             r'pools all tokens of its input, and pool_over="text" leaves out',
         ),
         ("tei", "llama", {"pool_over": "text"}, r'Convert and train with pool_over="all"'),
-        ("sglang", "gemma3_text", {"normalize": False, **NATIVE}, r"scales every vector to unit length"),
-        ("sglang", "gemma3_text", {"pooling": "last", **NATIVE}, r'does not know pooling="last", only mean'),
+        ("sglang", "gemma3_text", {"normalize": False, "shape": KEY}, r"scales every vector to unit length"),
+        ("sglang", "gemma3_text", {"pooling": "last", "shape": KEY}, r'does not know pooling="last", only mean'),
         ("vllm", "llama", {"direction": "causal"}, r"the encoder is causal.*without --direction causal"),
-        ("tei", "mistral", {}, r"texts of up to 256 tokens go beyond the windows of 40 of mistral"),
+        ("tei", "mistral", {}, r"texts of up to 512 tokens go beyond the windows of 4 of mistral"),
+        (
+            "vllm",
+            "mistral",
+            {},
+            r"sees one token less to each side of them\. Convert with --windows full, or with --max-l",
+        ),
     ],
 )
 def test_what_a_server_does_not_serve_right_is_refused_by_name(
-    to: str, family: str, changes: dict[str, Any], said: str, made: Any, tmp_path: Path
+    to: str, family: str, changes: dict[str, Any], said: str, bare: Any, tmp_path: Path
 ) -> None:
-    folder = made(family, **changes)
     with pytest.raises(ConfigError, match=said):
-        export(folder, to, tmp_path / "out", device="cpu")
+        write(to, bare(family, **changes), tmp_path / "enc", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_windows_that_no_text_exceeds_are_no_matter(made: Any, tmp_path: Path) -> None:
-    export(made("mistral", max_length=WINDOW), "tei", tmp_path / "out", device="cpu")
-    assert (tmp_path / "out" / "config.json").exists()
+def test_windows_that_no_text_exceeds_are_no_matter(bare: Any) -> None:
+    for to in ("vllm", "tei"):
+        key = require_served(to, bare("mistral", max_length=WINDOW_OF_TINY), Path("enc"))
+        assert key == ENGINES[to].families["mistral"]
+        require_served(to, bare("mistral", windows="full"), Path("enc"))
+        with pytest.raises(ConfigError, match=rf"texts of up to {WINDOW_OF_TINY + 1} tokens go beyond"):
+            require_served(to, bare("mistral", max_length=WINDOW_OF_TINY + 1), Path("enc"))
 
 
-def test_scaled_rotary_positions_are_refused_for_tei(made: Any, tmp_path: Path) -> None:
+def test_scaled_rotary_positions_are_refused_for_tei(bare: Any, tmp_path: Path) -> None:
     scaled = {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}
     with pytest.raises(ConfigError, match=r'rotary positions of the kind "linear" \(rope_theta\) are not known to be'):
-        export(made("llama", scaled), "tei", tmp_path / "out", device="cpu")
+        write("tei", bare("llama", scaled), tmp_path / "enc", tmp_path / "out")
     by_layer = {"full_attention": {"rope_type": "default", "rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     assert rotary_keys(by_layer, "export") == {"rope_theta": 1e6, "rope_local_base_freq": 1e4}
 
@@ -197,16 +223,16 @@ def test_scaled_rotary_positions_are_refused_for_tei(made: Any, tmp_path: Path) 
 def test_text_pooling_of_a_tokenizer_that_adds_nothing_is_pooling_over_all(
     tiny_untied_folder: Path, tmp_path: Path
 ) -> None:
-    convert(tiny_untied_folder, device="cpu", pool_over="text").save_pretrained(tmp_path / "enc")
-    assert export(tmp_path / "enc", "vllm", tmp_path / "out", device="cpu").right
+    encoder = convert(tiny_untied_folder, device="cpu", pool_over="text")
+    assert require_served("vllm", encoder, tmp_path) == "is_causal"
+    encoder.settings = replace(encoder.settings, prompts={"query": "Find: "})
+    with pytest.raises(ConfigError, match=r'pools all tokens of its input, and pool_over="text" leaves out the prompt'):
+        require_served("vllm", encoder, tmp_path)
 
 
-def test_a_number_format_is_the_servers_business(tiny_llama_folder: Path, tmp_path: Path) -> None:
-    convert(tiny_llama_folder, device="cpu").save_pretrained(tmp_path / "enc")
-    with pytest.raises(
-        ConfigError, match=r"--to vllm --number-format int8: the folder keeps the encoder's own weights"
-    ):
-        export(tmp_path / "enc", "vllm", tmp_path / "out", number_format="int8", device="cpu")
+def test_a_number_format_is_the_servers_business(bare: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--to vllm --number-format int8: the folder keeps the encoder's"):
+        write("vllm", bare("llama"), tmp_path / "enc", tmp_path / "out", "int8")
 
 
 def test_every_server_has_its_facts() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bothways.bidirectional.attention import NATIVE_KEY
+from bothways.bidirectional.windows import windowed_layers
 from bothways.engines import ENGINES, NATIVE_FAMILIES, Engine, Key
 from bothways.errors import ConfigError
 from bothways.export.serving import SERVERS
@@ -13,6 +14,11 @@ from bothways.export.serving import SERVERS
 if TYPE_CHECKING:
     from bothways.encoder import Encoder
 
+WINDOWS = {
+    "vllm": "sees one token less to each side of them",
+    "tei": "was not found to open both sides of them",
+}
+"""What a server makes of the windows of a family that was converted by `is_causal`, where a text exceeds them."""
 SAMPLE = ("a", "Two words and a few more.")
 
 
@@ -46,6 +52,7 @@ def require_served(to: str, encoder: Encoder, folder: Path) -> Key:
             "windows: another function than the one that this encoder was converted to. Convert and train with "
             f"--windows native. {_way_out(to, encoder, folder)}"
         )
+    _require_within_windows(to, encoder, call)
     return key
 
 
@@ -73,6 +80,18 @@ def is_native(encoder: Encoder) -> bool:
     """Whether the encoder was converted by its family's own key (Gemma 3)."""
     config = encoder.model.config
     return config.model_type in NATIVE_FAMILIES and bool(getattr(config, NATIVE_KEY, False))
+
+
+def _require_within_windows(to: str, encoder: Encoder, call: str) -> None:
+    engine, settings = ENGINES[to], encoder.settings
+    window = min(windowed_layers(encoder.model).values(), default=None)
+    if is_native(encoder) or window is None or window >= settings.max_length or settings.windows == "full":
+        return
+    raise ConfigError(
+        f"{call}: texts of up to {settings.max_length} tokens go beyond the windows of {window} of "
+        f"{encoder.model.config.model_type}, and {engine.name} {engine.version} {WINDOWS[to]}. Convert with "
+        f"--windows full, or with --max-length {window}; or serve it with `bothways serve`."
+    )
 
 
 def _way_out(to: str, encoder: Encoder, folder: Path) -> str:

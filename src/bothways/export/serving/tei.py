@@ -6,8 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bothways.bidirectional.windows import windowed_layers
-from bothways.engines import NATIVE_FAMILIES, TEI
+from bothways.engines import TEI
 from bothways.errors import ConfigError
 from bothways.export.serving.folders import write_for
 
@@ -22,17 +21,11 @@ PLAIN = "default"
 def write(encoder: Encoder, folder: Path, out: Path, *, number_format: str | None = None) -> StockEngine:
     """Writes `out` for Text Embeddings Inference, see `write_for`.
 
-    Raises ConfigError also for scaled rotary positions, and for windows that a text may exceed.
+    Raises ConfigError also for scaled rotary positions.
     """
-    config = encoder.model.config
-    rotary = rotary_keys(dict(getattr(config, "rope_parameters", None) or {}), f"export {folder} --to tei")
-    window = min(windowed_layers(encoder.model).values(), default=None)
-    if window is not None and config.model_type not in NATIVE_FAMILIES and window + 1 < encoder.settings.max_length:
-        raise ConfigError(
-            f"export {folder} --to tei: texts of up to {encoder.settings.max_length} tokens go beyond the windows of "
-            f"{window} of {config.model_type}, of which {TEI.name} {TEI.version} was not found to open both sides. "
-            "Convert with --windows full, or with --max-length of the window. Or serve it with `bothways serve`."
-        )
+    rotary = rotary_keys(
+        dict(getattr(encoder.model.config, "rope_parameters", None) or {}), f"export {folder} --to tei"
+    )
     return write_for("tei", encoder, folder, out, number_format=number_format, config=rotary)
 
 
