@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from bidirectional.tiny import WINDOW as WINDOW_OF_TINY
 from bidirectional.tiny import tiny
 from export.servable import WINDOW, decoder
+from pages import blocks
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -300,6 +302,24 @@ def test_the_plugin_needs_none_of_our_dependencies() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_page_of_engines_has_the_table_and_the_commands_of_the_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    script = runpy.run_path(str(root / "scripts" / "engines_table.py"))
+    page = (root / "docs" / "engines.md").read_text(encoding="utf-8")
+    assert script["page"]() == page, "run: python scripts/engines_table.py"
+    assert "| gemma | `is_causal` and the plugin | " in script["table"]()
+    (block,) = blocks("console", page)
+    command, *printed = block.splitlines()
+    _, _, folder, *flags = shlex.split(command.removeprefix("$ "))
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    monkeypatch.chdir(tmp_path)
+    Path(given["--out"]).mkdir()
+    (Path(given["--out"]) / "config.json").write_text('{"dtype": "float32"}')
+    assert printed == next_steps(given["--to"], folder, given["--out"]).splitlines()
 
 
 def test_the_table_says_how_each_fact_came_about() -> None:

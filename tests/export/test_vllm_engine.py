@@ -1,4 +1,4 @@
-"""Parity with vLLM itself, on CPU and without network: the allow-list is right both ways, and what is not on it is not."""
+"""Parity with vLLM itself, on CPU, without network: the allow-list is right both ways, and what is not on it is not."""
 
 from __future__ import annotations
 
