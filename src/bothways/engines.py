@@ -26,6 +26,8 @@ class Engine:
     """Those of `pooling.POOLINGS` that it has; all of them over all tokens of the input."""
     plugin: frozenset[str] = frozenset()
     """Families that are right only where bothways is installed beside the engine."""
+    date: str = ""
+    """When it was run or read; empty: before dates were kept here."""
 
     def serves(self, family: str, *, native: bool, pooling: str, pool_over: str) -> Key | None:
         """The key by which the engine serves an encoder right, or None if it does not.
@@ -56,6 +58,7 @@ VLLM = Engine(
     },
     poolings=frozenset({"mean", "last", "cls"}),
     plugin=frozenset({"gemma", "gpt_neox", "olmo2", "opt"}),
+    date="2026-11-28",
 )
 TEI = Engine(
     name="Text Embeddings Inference",
@@ -87,4 +90,12 @@ ONNX_RUNTIME = Engine(
     families={"llama": "is_causal"},
     poolings=frozenset({"mean", "weighted_mean", "last", "cls"}),
 )
-ENGINES = {"vllm": VLLM, "tei": TEI, "llama.cpp": LLAMA_CPP, "onnx": ONNX_RUNTIME}
+SGLANG = Engine(
+    name="SGLang",
+    version="0.5.23",
+    how="read",
+    families={"gemma3_text": "use_bidirectional_attention"},
+    poolings=frozenset({"mean"}),
+    date="2026-11-28",
+)
+ENGINES = {"vllm": VLLM, "tei": TEI, "llama.cpp": LLAMA_CPP, "onnx": ONNX_RUNTIME, "sglang": SGLANG}

@@ -34,6 +34,7 @@ def export(
     """
     from bothways.export import TARGETS
     from bothways.export import export as write
+    from bothways.export.serving import SERVERS, next_steps
 
     if to not in TARGETS:
         misused(f"export: --to {to} is not known. {did_you_mean(to, TARGETS)}")
@@ -49,6 +50,8 @@ def export(
     )
     say(verdict.sentence())
     say(f"export: written to {out}")
+    if to in SERVERS:
+        print(next_steps(to, folder, out))
 
 
 def verify(
