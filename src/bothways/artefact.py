@@ -39,6 +39,8 @@ serving engines read it. On Gemma 3 the same key halves the window, so it is not
 
 ADAPTER = "adapter"
 """Where in an encoder's folder its adapter is."""
+EXPORTED = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
+"""Backend -> the file that it computes."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ def opened(name_or_folder: str | Path, wish: loading.Wish) -> Parts:
 
 def _own(folder: Path, wish: loading.Wish) -> Parts:
     settings, record = provenance.read(folder)
+    _refuse_exported(folder)
     if record.certificate is None:
         raise ConversionError(f"{folder} has no certificate in {provenance.FILE}. Convert again.")
     config = loading.load_config(folder, trust_remote_code=wish.trust_remote_code)
@@ -52,6 +53,16 @@ def _own(folder: Path, wish: loading.Wish) -> Parts:
     tokenizer = loading.load_tokenizer(folder, trust_remote_code=wish.trust_remote_code)
     head = loading.load_head(folder, model, record.head)
     return model, tokenizer, settings, replace(record, certificate=certificate), head
+
+
+def _refuse_exported(folder: Path) -> None:
+    """Nothing, unless a folder was exported for another backend and holds no weights of torch; then DataError."""
+    found = [backend for backend, file in artefact.EXPORTED.items() if (folder / file).exists()]
+    if found and not any(folder.glob("*.safetensors")):
+        raise DataError(
+            f"{folder} was exported for {found[0]} and has no weights for torch. "
+            f'Open it with backend="{found[0]}"; to train or convert, open the folder that it was exported from.'
+        )
 
 
 def _stock(name: str, folder: Path, wish: loading.Wish) -> Parts:
