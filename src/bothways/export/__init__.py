@@ -17,6 +17,8 @@ from bothways.export.verify import verify
 from bothways.folders import new_path, refuse_taken_file, write_whole
 
 TARGETS = {
+    "onnx": "onnx:write",
+    "openvino": "openvino:write",
     "sentence-transformers": "stock:write",
 }
 """Name -> the module here and its function `write(encoder, folder, out, *, number_format)`, which makes the file or the
@@ -99,8 +101,9 @@ def made_of(out: str | Path) -> Path | None:
     out = Path(out)
     if is_encoder(out):
         return out
-    record = record_of(out)
-    if not record.exists():
+    # Beside a file of a folder stands that of the folder.
+    record = next((path for path in (record_of(out), out.parent / RECORD) if path.exists()), None)
+    if record is None:
         return None
     folder = Path(os.path.normpath(record.parent / json.loads(record.read_text(encoding="utf-8"))["folder"]))
     if not folder.is_dir():
