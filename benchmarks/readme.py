@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks import engines as others
 from benchmarks import growth as grows
 from benchmarks import performance, scale
 from benchmarks import plans as planned
@@ -21,6 +22,7 @@ README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 QUALITY = ROOT / "docs" / "quality.md"
 SCALE = ROOT / "docs" / "scale.md"
+ONNX = ROOT / "docs" / "onnx.md"
 TREES = ("src/bothways", "benchmarks", "scripts", "recipes")
 
 
@@ -32,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Rewrite the generated parts, or say whether they are up to date. Returns the exit code."""
     stale = 0
-    for page in (README, PERFORMANCE, QUALITY, SCALE):
+    for page in (README, PERFORMANCE, QUALITY, SCALE, ONNX):
         before = page.read_text(encoding="utf-8")
         after = generated(before, page)
         if options.check and before != after:
@@ -57,6 +59,7 @@ def generated(text: str, page: Path = README) -> str:
         },
         SCALE: {"plan": billion, "failures": failures},
         QUALITY: {"quality": quality},
+        ONNX: {"engines": engines},
     }
     for name, make in parts[page].items():
         begin, end = f"<!-- begin {name}: python -m benchmarks readme -->", f"<!-- end {name} -->"
@@ -125,6 +128,12 @@ def contrastive() -> str:
 def encode() -> str:
     """One pass of encode."""
     return _steps("encode")
+
+
+def engines() -> str:
+    """Speed and loss of other engines."""
+    found = _results("engines")
+    return "Not measured yet.\n" if found is None else f"{others.table(found)}\n{_machine(found)}\n"
 
 
 def growth() -> str:

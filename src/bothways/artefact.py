@@ -38,6 +38,8 @@ TWO_WAY = "two_way_module.TwoWayTransformer"
 TWO_WAY_FILE = Path(__file__).parent / "two_way_module.py"
 ADAPTER = "adapter"
 """Where in an encoder's folder its adapter is."""
+EXPORTED = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
+"""Backend -> the file that it computes."""
 
 
 @dataclass(frozen=True)

@@ -8,33 +8,32 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, overload
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bothways import hardware, loading, publishing, saving
-from bothways import text as texts_room
+from bothways import hardware, loading, publishing, runners, saving
 from bothways.artefact import Adapter, brings_our_module
-from bothways.encoding import Ask, Asked, flow
+from bothways.encoding.front import Instructions, TextEncoder
 from bothways.errors import ConfigError
 from bothways.head import Head
 from bothways.opening import opened
 from bothways.packing import Packing, Rows, packing, token_states
 from bothways.pooling import pool
 from bothways.provenance import EncoderSettings, Record
+from bothways.runners import Backend, ExportedEncoder
 from bothways.saving import SAMPLE_TEXTS
 from bothways.text import Features, TextIds
 
-Instructions = str | Sequence[str | None] | None
 FAITHFUL = 0.99
 """Cosine to the vectors of the checkpoint's own number format below which dtype="auto" keeps that."""
 
 
-class Encoder(nn.Module):
+class Encoder(TextEncoder, nn.Module):
     """Texts -> vectors. Made by `convert` or `Encoder.from_pretrained`; trained by the stages.
 
     `model` is the plain Hugging Face trunk, already bidirectional; `head` its language-model head, kept for MNTP, or
@@ -61,11 +60,26 @@ class Encoder(nn.Module):
         self._packings: dict[tuple[str, torch.dtype, torch.device], Packing] = {}
         """What `packing` has measured, by attention implementation, number format and device."""
 
+    @overload
     @classmethod
     def from_pretrained(
         cls,
         name_or_folder: str | Path,
         *,
+        backend: Backend,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+    ) -> ExportedEncoder: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        backend: None = None,
         dtype: str | torch.dtype | None = None,
         device: str | torch.device | None = None,
         attn_implementation: str | None = None,
@@ -75,7 +89,24 @@ class Encoder(nn.Module):
         adapter: loading.Names = (),
         base: str | Path | None = None,
         without_mntp: bool = False,
-    ) -> Encoder:
+    ) -> Encoder: ...
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        backend: Backend | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        attn_implementation: str | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        adapter: loading.Names = (),
+        base: str | Path | None = None,
+        without_mntp: bool = False,
+    ) -> Encoder | ExportedEncoder:
         """Load a bothways folder, a sentence-transformers folder of Transformer + Pooling (+ Normalize), or llm2vec's.
 
         `adapter` names LoRA adapters, in order, that are merged into it; `base` what the folder's own one was trained
@@ -85,11 +116,16 @@ class Encoder(nn.Module):
         of a few texts, and says both in `dtype_choice`. `attn_implementation` "auto" takes the
         fastest that passes the measurement. A folder that was converted is measured again: ConversionError if it no
         longer is what its certificate says. A foreign folder is taken as it is and its direction measured:
-        ConversionError if only some of it sees both ways. Raises DataError for a folder that is none of these, or for an
-        adapter that is not whole or does not fit, ConfigError for adapters that would skip the MNTP stage.
+        ConversionError if only some of it sees both ways. Raises DataError for a folder that is none of these, or for
+        an adapter that is not whole or does not fit, ConfigError for adapters that would skip the MNTP stage.
+
+        `backend` "onnx" or "openvino" opens the file of that kind that `bothways export` wrote, without a torch model,
+        and returns what encodes in the same way, see `runners.opened`.
         """
         wish = loading.Wish(dtype, device, attn_implementation, trust_remote_code, revision, model_kwargs)
         wish = replace(wish, adapters=loading.names_of(adapter), base=base, without_mntp=without_mntp)
+        if backend is not None:
+            return runners.opened(name_or_folder, backend, wish)
         if dtype != "auto":
             return cls(*opened(name_or_folder, wish))
         own = cls(*opened(name_or_folder, replace(wish, dtype=None)))
@@ -122,49 +158,6 @@ class Encoder(nn.Module):
         with torch.no_grad():
             return int(self.hidden_states(self.collate(self.tokenise(["a"]))).shape[-1])
 
-    def tokenise(self, texts: Sequence[str], instruction: Instructions = None) -> list[TextIds]:
-        """Ids and pooled tokens of each text, at most `settings.max_length` of them.
-
-        `instruction` is one for all texts, or one (or None) per text; it is put before the text by
-        `settings.instruction_template`. Raises DataError for a text that is no string.
-        """
-        checked = texts_room.check_texts(texts, "tokenise")
-        return self.rows(checked, self._around(instruction, len(checked)))
-
-    def _around(self, instruction: Instructions, count: int) -> list[tuple[str, str]]:
-        return texts_room.around_each(self.settings.instruction_template, instruction, count)
-
-    def rows(
-        self, texts: Sequence[str], around: Sequence[tuple[str, str]], *, with_spans: bool = False
-    ) -> list[TextIds]:
-        """Ids and pooled tokens of texts with what stands before and after each, see `text.tokenise`."""
-        tokenizer = self.tokenizer
-        texts, around = texts_room.framed(self.settings.text_template, texts, around)
-        stand_in = next(
-            i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None
-        )
-        return texts_room.tokenise(
-            tokenizer,
-            texts,
-            around,
-            max_length=self.settings.max_length,
-            pool_over=self.settings.pool_over,
-            stand_in=stand_in,
-            with_spans=with_spans,
-        )
-
-    def pieces(self, text: str, around: tuple[str, str], *, with_spans: bool = False) -> list[tuple[int, TextIds]]:
-        """A text in pieces of at most `settings.max_length` tokens: the first character of each, and its ids."""
-        [bare], [framed] = texts_room.framed(self.settings.text_template, [text], [around])
-        cut = texts_room.pieces(self.tokenizer, bare, framed, self.settings.max_length)
-        starts, parts = zip(*cut, strict=True)
-        return list(zip(starts, self.rows(parts, [around] * len(parts), with_spans=with_spans), strict=True))
-
-    def collate(self, rows: Sequence[TextIds]) -> Features:
-        """One right-padded batch on the encoder's device."""
-        pad = self.tokenizer.pad_token_id
-        return texts_room.collate(rows, 0 if pad is None else pad).to(self.device)
-
     def hidden_states(self, features: Features) -> Float[Tensor, "batch tokens dim"]:
         """The last hidden state of every token."""
         hidden: Tensor = self.model(
@@ -195,13 +188,6 @@ class Encoder(nn.Module):
             self._packings.setdefault(key, found)
             yield found
 
-    def pooled(
-        self, hidden: Float[Tensor, "batch tokens dim"], pool_mask: Bool[Tensor, "batch tokens"]
-    ) -> Float[Tensor, "batch dim"]:
-        """One vector per row over the tokens of the mask, float32; unit length if `settings.normalize`."""
-        vectors = pool(hidden, pool_mask, self.settings.pooling)
-        return F.normalize(vectors, dim=-1) if self.settings.normalize else vectors
-
     def forward(
         self, texts: Sequence[str] | Features | Mapping[str, Tensor], instruction: Instructions = None
     ) -> Float[Tensor, "texts dim"]:
@@ -221,64 +207,14 @@ class Encoder(nn.Module):
             return torch.zeros((0, self.dim), device=self.device)
         return self.pooled(self.hidden_states(features), features.pool_mask)
 
-    def encode(
-        self,
-        texts: str | Sequence[str],
-        *,
-        instruction: Instructions = None,
-        **ask: Unpack[Ask],
-    ) -> Any:
-        """Vectors of texts: float32, shape (dim,) for one string, (n, dim) for a list, (0, dim) for an empty one.
-
-        `instruction` is one for all texts or one (or None) for each. Further:
-
-        - `tokens_per_batch`: tokens that go through the model at once; None: what is fast on the device;
-        - `truncate_dim`: only so many of the first numbers, of unit length again (Matryoshka);
-        - `precision`: float32, float16, int8, uint8, binary or ubinary, see `precision.quantise`;
-        - `output`: "text", or "token" for a list of `TokenVectors` (ids, spans in the text, vectors) instead;
-        - `overflow`: a text longer than `settings.max_length` tokens is cut at its end ("truncate", the default),
-          computed in pieces of that length and pooled over all of them ("chunk"), each with a warning that counts
-          such texts, or refused ("error", DataError);
-        - `as_tensor`: a tensor on the encoder's device instead of a numpy array;
-        - `show_progress`: a bar on stderr.
-
-        The empty text has the vector of its special tokens. Equal texts are computed once. Neither the order of texts
-        nor what is computed together changes a vector beyond rounding. Raises DataError naming the first item that is
-        no string, ConfigError for what cannot be asked, or an instruction that leaves no room.
-        """
-        asked = Asked.of("encode", ask)
-        checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, "encode")
-        return self._encode(texts, checked, self._around(instruction, len(checked)), asked)
-
-    def encode_query(self, texts: str | Sequence[str], **ask: Unpack[Ask]) -> Any:
-        """`encode` with the stored prompt "query" in front, if there is one."""
-        return self._encode_prompted("query", texts, ask)
-
-    def encode_document(self, texts: str | Sequence[str], **ask: Unpack[Ask]) -> Any:
-        """`encode` with the stored prompt "document" in front, if there is one."""
-        return self._encode_prompted("document", texts, ask)
-
-    def _encode_prompted(self, name: str, texts: str | Sequence[str], ask: Mapping[str, Any]) -> Any:
-        call = f"encode_{name}"
-        asked = Asked.of(call, ask)
-        checked = texts_room.check_texts([texts] if isinstance(texts, str) else texts, call)
-        after, around = texts_room.after_prompt(self.settings.prompts.get(name, ""), checked)
-        return self._encode(texts, after, around, asked)
-
-    def _encode(
-        self,
-        given: str | Sequence[str],
-        texts: Sequence[str],
-        around: Sequence[tuple[str, str]],
-        asked: Asked,
-    ) -> Any:
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
         training = self.training
         self.eval()
         try:
-            found = flow.encode(self, texts, around, asked)
+            yield
         finally:
             self.train(training)
-        return found[0] if isinstance(given, str) else found
 
     def save_pretrained(self, folder: str | Path, *, head: bool = True, overwrite: bool = False) -> None:
         """Write a stock sentence-transformers folder with bothways.json, complete or not at all.

@@ -63,9 +63,12 @@ def names_of(names: Names) -> tuple[str, ...]:
     return (str(names),) if isinstance(names, (str, Path)) else tuple(map(str, names))
 
 
-def resolve(name: str | Path, revision: str | None = None, *, only: list[str] | None = None) -> Path:
+def resolve(
+    name: str | Path, revision: str | None = None, *, only: list[str] | None = None, exported: bool = False
+) -> Path:
     """The local folder of a name: itself, the embedded decoder, or a snapshot from the hub (`only` these files).
 
+    Of a snapshot `exported` leaves out torch's weights, and else those of all other engines are left out.
     Raises DataError if it is no folder and the hub does not have it, or cannot be reached.
     """
     folder = EMBEDDED if str(name) == "embedded" else Path(name)
@@ -78,7 +81,8 @@ def resolve(name: str | Path, revision: str | None = None, *, only: list[str] | 
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    ignored = None if only else ["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*", "onnx/*", "openvino/*"]
+    others = ["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*", "onnx/*", "openvino/*"]
+    ignored = None if only else ["*.safetensors", "*.pth", "*.gguf"] if exported else others
     try:
         return Path(snapshot_download(str(name), revision=revision, allow_patterns=only, ignore_patterns=ignored))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -52,6 +52,7 @@ def opened(name_or_folder: str | Path, wish: loading.Wish) -> Parts:
 def _own(stack: Stack, wish: loading.Wish) -> Parts:
     folder = stack.ground
     settings, record = provenance.read(folder)
+    _refuse_exported(folder)
     if record.certificate is None:
         raise ConversionError(f"{folder} has no certificate in {provenance.FILE}. Convert again.")
     settings = _as_resaved(folder, settings, record)
@@ -74,6 +75,16 @@ def _own(stack: Stack, wish: loading.Wish) -> Parts:
     text.ensure_pad_token(tokenizer)
     head = loading.load_head(folder, model, record.head)
     return model, tokenizer, settings, _recorded(replace(record, certificate=certificate), stack), head
+
+
+def _refuse_exported(folder: Path) -> None:
+    """Nothing, unless a folder was exported for another backend and holds no weights of torch; then DataError."""
+    found = [backend for backend, file in artefact.EXPORTED.items() if (folder / file).exists()]
+    if found and not any(folder.glob("*.safetensors")):
+        raise DataError(
+            f"{folder} was exported for {found[0]} and has no weights for torch. "
+            f'Open it with backend="{found[0]}"; to train or convert, open the folder that it was exported from.'
+        )
 
 
 def _stock(name: str, folder: Path, stack: Stack, wish: loading.Wish) -> Parts:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from tyro.conf import UseAppendAction
-
-if TYPE_CHECKING:
-    from bothways.encoder import Encoder
 
 Paths = Annotated[tuple[tuple[Path, ...], ...], UseAppendAction]
 """`--tasks a b` and `--tasks a --tasks b` are the same."""
@@ -31,10 +28,12 @@ class Opening:
     """eager or sdpa; None: what transformers picks."""
     trust_remote_code: bool = False
     """Run code that the model brings along."""
+    backend: Literal["onnx", "openvino"] | None = None
+    """What computes a folder that was exported for it; None: torch."""
 
 
-def open_encoder(folder: str | Path, opening: Opening) -> Encoder:
-    """The encoder in a folder."""
+def open_encoder(folder: str | Path, opening: Opening) -> Any:
+    """The encoder in a folder; for a backend an `ExportedEncoder`, which has of it all that encodes."""
     from bothways.encoder import Encoder
 
     encoder = Encoder.from_pretrained(folder, **vars(opening))

@@ -10,10 +10,16 @@ from pathlib import Path
 from bothways.corpus.layout import Manifest, path_of
 from bothways.errors import DataError
 
-READ = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py")
+READ = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model", "*.py", "*.onnx", "*.data", "*.xml")
 """Weights, config, tokenizer and the model's own code, as they lie beside each other."""
-SAID_ELSEWHERE = ("bothways.json", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-"""Of an own folder: its settings and its record, and what stock loaders read, which says the same."""
+SAID_ELSEWHERE = (
+    "bothways.json",
+    "export.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+)
+"""Of an own folder: settings, record, that of an export, and what stock loaders read, which says the same."""
 TAIL = 8
 """Bytes behind the footer of a Parquet file: how long it is, and four letters."""
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from bothways.export.verdict import Verdict
 
 TARGETS = {
+    "onnx": "onnx:write",
+    "openvino": "openvino:write",
     "sentence-transformers": "stock:write",
     "vllm": "serving.vllm:write",
     "tei": "serving.tei:write",
@@ -107,8 +109,9 @@ def made_of(out: str | Path) -> Path | None:
     out = Path(out)
     if is_encoder(out):
         return out
-    record = record_of(out)
-    if not record.exists():
+    # Beside a file of a folder stands that of the folder.
+    record = next((path for path in (record_of(out), out.parent / RECORD) if path.exists()), None)
+    if record is None:
         return None
     folder = Path(os.path.normpath(record.parent / json.loads(record.read_text(encoding="utf-8"))["folder"]))
     if not folder.is_dir():
