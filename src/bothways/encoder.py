@@ -23,7 +23,6 @@ from bothways.errors import ConfigError
 from bothways.head import Head
 from bothways.opening import opened
 from bothways.packing import Packing, Rows, packing, token_states
-from bothways.pooling import pool
 from bothways.provenance import EncoderSettings, Record
 from bothways.runners import Backend, ExportedEncoder
 from bothways.saving import SAMPLE_TEXTS

@@ -65,14 +65,14 @@ class TextEncoder:
         return self.rows(checked, self._around(instruction, len(checked)))
 
     def _around(self, instruction: Instructions, count: int) -> list[tuple[str, str]]:
-        template = self.settings.instruction_template
-        return [texts_room.wrap(template, i) if i else ("", "") for i in _each(instruction, count)]
+        return texts_room.around_each(self.settings.instruction_template, instruction, count)
 
     def rows(
         self, texts: Sequence[str], around: Sequence[tuple[str, str]], *, with_spans: bool = False
     ) -> list[TextIds]:
         """Ids and pooled tokens of texts with what stands before and after each, see `text.tokenise`."""
         tokenizer = self.tokenizer
+        texts, around = texts_room.framed(self.settings.text_template, texts, around)
         stand_in = next(
             i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None
         )
@@ -88,7 +88,8 @@ class TextEncoder:
 
     def pieces(self, text: str, around: tuple[str, str], *, with_spans: bool = False) -> list[tuple[int, TextIds]]:
         """A text in pieces of at most `settings.max_length` tokens: the first character of each, and its ids."""
-        cut = texts_room.pieces(self.tokenizer, text, around, self.settings.max_length)
+        [bare], [framed] = texts_room.framed(self.settings.text_template, [text], [around])
+        cut = texts_room.pieces(self.tokenizer, bare, framed, self.settings.max_length)
         starts, parts = zip(*cut, strict=True)
         return list(zip(starts, self.rows(parts, [around] * len(parts), with_spans=with_spans), strict=True))
 
