@@ -45,10 +45,11 @@ def test_unknown_is_the_least_exact() -> None:
     assert set(FORMATS) == {"float32", *COSINES}
 
 
-def test_one_causal_text_is_enough_to_be_wrong() -> None:
+@pytest.mark.parametrize("one_way", [ONE_WAY, off(TWO_WAY, 0.999)], ids=["far", "near enough for int8"])
+def test_one_causal_text_is_enough_to_be_wrong(one_way: np.ndarray) -> None:
     found = TWO_WAY.copy()
-    found[3] = ONE_WAY[3]
-    compared = Judge.of(None, "int8").compare(found, REFERENCES)
+    found[3] = one_way[3]
+    compared = Judge.of(None, "int8").compare(found, {"bidirectional": TWO_WAY, "causal": one_way})
     assert compared.verdict() == "neither"
     assert [compared[number : number + 1].match() for number in range(TEXTS)] == [
         "causal" if number == 3 else "bidirectional" for number in range(TEXTS)

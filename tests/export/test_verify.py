@@ -180,11 +180,15 @@ def test_what_cannot_be_compared(
         checked(lambda texts: spoil(encoder.encode(texts)), folder)
 
 
-def test_number_formats(encoder: Encoder, folder: Path) -> None:
+def test_number_formats(encoder: Encoder, folder: Path, tmp_path: Path) -> None:
     half = Encoder.from_pretrained(folder, dtype="bfloat16", device="cpu")
     assert checked(half.encode, folder, engine_format="bfloat16").right
     assert checked(half.encode, folder).matches == "neither"
     assert checked(half.encode, folder, tolerance=0.1).right
+    half.save_pretrained(tmp_path / "half")
+    stock = StockEngine(tmp_path / "half", device="cpu")
+    assert stock.number_format == "bfloat16"
+    assert verify(stock, tmp_path / "half", device="cpu").right
     with pytest.raises(ConfigError, match=r'number_format="int9" is not known\. Did you mean "int8"\?'):
         checked(encoder.encode, folder, number_format="int9")
 

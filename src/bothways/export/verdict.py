@@ -81,6 +81,6 @@ class Verdict:
         said = (
             f"{self.engine} matches the {self.matches} reference of {self.against} (largest difference "
             f"{max(found.difference for found in near):.1e}, lowest cosine {min(found.cosine for found in near):.6f}; "
-            f"to the {other} one {far:.6f})"
+            f"to the {other} one {far:.6f} at the lowest)"
         )
         return said if self.matches == self.expected else f"{said}, but the folder's encoder is {self.expected}"
