@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         of a few texts, and says both in `dtype_choice`. `attn_implementation` "auto" takes the
         fastest that passes the measurement. A folder that was converted is measured again: ConversionError if it no
         longer is what its certificate says. A foreign folder is taken as it is and its direction measured:
-        ConversionError if only some of it sees both ways. Raises DataError for a folder that is none of these, or for an
+        ConversionError if only some of it sees both ways. Raises DataError for a folder that is none of these, or an
         adapter that is not whole or does not fit, ConfigError for adapters that would skip the MNTP stage.
         """
         wish = loading.Wish(dtype, device, attn_implementation, trust_remote_code, revision, model_kwargs)
