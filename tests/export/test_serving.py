@@ -56,7 +56,9 @@ def bare(tiny_llama_folder: Path) -> Any:
 
     def make(family: str, shape: dict[str, Any] | None = None, **settings: Any) -> Encoder:
         tokenizer = AutoTokenizer.from_pretrained(tiny_llama_folder)
-        return Encoder(tiny(family, **(shape or {})), tokenizer, EncoderSettings(**settings), Record(base=family))
+        return Encoder(
+            tiny(family, "eager", **(shape or {})), tokenizer, EncoderSettings(**settings), Record(base=family)
+        )
 
     return make
 

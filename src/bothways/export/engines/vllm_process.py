@@ -7,6 +7,7 @@ of stdout that answers it has `max_length` and `vectors`, or `error`. One folder
 import json
 import os
 import sys
+from typing import Any
 
 # Of the machine's memory: vLLM's default is nearly all of it, kept for what a text encoder has no use for.
 MEMORY = 0.4
@@ -20,7 +21,8 @@ def main() -> None:
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    model, opened = None, None
+    model: Any = None
+    opened: dict[str, str] | None = None
     for line in sys.stdin:
         request = json.loads(line)
         place = {"model": request["folder"], "dtype": request["dtype"]}

@@ -95,8 +95,12 @@ def _require_within_windows(to: str, encoder: Encoder, call: str) -> None:
 
 
 def _way_out(to: str, encoder: Encoder, folder: Path) -> str:
-    facts = {"native": is_native(encoder), "pooling": encoder.settings.pooling, "pool_over": encoder.settings.pool_over}
-    family = str(encoder.model.config.model_type)
-    others = [name for name in SERVERS if name != to and ENGINES[name].serves(family, **facts)]
+    family, settings, native = str(encoder.model.config.model_type), encoder.settings, is_native(encoder)
+    others = [
+        name
+        for name in SERVERS
+        if name != to
+        and ENGINES[name].serves(family, native=native, pooling=settings.pooling, pool_over=settings.pool_over)
+    ]
     also = f" Export it --to {' or '.join(others)}, or" if others else ""
     return f"{also} serve it with `bothways serve {folder}`.".strip().capitalize()
