@@ -18,6 +18,7 @@ from bothways.folders import new_path, refuse_taken_file, write_whole
 
 TARGETS = {
     "sentence-transformers": "stock:write",
+    "gguf": "gguf:write",
 }
 """Name -> the module here and its function `write(encoder, folder, out, *, number_format)`, which makes the file or the
 folder `out` and opens it in the engine that it is for."""
