@@ -82,8 +82,7 @@ class GgufFile:
         return str(self._tensors[name].tensor_type.name).lower()
 
     def require_keys(self) -> None:
-        """Raises VerificationError naming what llama.cpp would have to guess: it takes a model for causal, and asks
-        its user how to pool."""
+        """Raises VerificationError naming a key without which llama.cpp has to guess what a vector is."""
         guessed = {
             CAUSAL: "llama.cpp would let every token see only those before it",
             POOLING: "llama.cpp would give a vector of every token, or pool as whoever starts it says",
@@ -108,8 +107,11 @@ class GgufFile:
 
 
 class ReadBack:
-    """The vectors that a file's numbers give when transformers computes with them: all that can be said of a file
-    where there is no llama.cpp. The model is the encoder's, every tensor of it is the file's."""
+    """The vectors that a file's numbers give when transformers computes with them, where there is no llama.cpp.
+
+    The model is the encoder's, every tensor of it is the file's. Raises VerificationError as `GgufFile.require` does,
+    or for a tensor that is not there.
+    """
 
     def __init__(self, file: GgufFile, encoder: Encoder, placed: Sequence[Placed]) -> None:
         file.require(encoder.settings)

@@ -110,20 +110,10 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
     )
 
 
-def notes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """What llama.cpp does otherwise with some texts, and what to do about it."""
-    plain = json.loads(tokenizer.backend_tokenizer.to_str())
-    composing = [part["type"] for part in _parts(plain.get("normalizer"), "normalizers") if part["type"] in ("NFC",)]
-    return [
-        f"llama.cpp does not bring texts into the form {form}, as this tokenizer does: do it before. Composed text, "
-        "which nearly all text is, stays as it is"
-        for form in composing
-    ]
-
-
 def _pre_tokenizer(plain: Mapping[str, Any]) -> str:
     """llama.cpp's name for how a byte-level tokenizer splits a text."""
     for part in _parts(plain.get("normalizer"), "normalizers"):
+        # Composed text, which nearly all text is, stays as it is; llama.cpp leaves decomposed text as it is, too.
         if part["type"] != "NFC":
             raise ConfigError(f"gguf: llama.cpp does not know the normalizer {part['type']}. {WAY_OUT}")
     parts = _parts(plain.get("pre_tokenizer"), "pretokenizers")
@@ -131,8 +121,8 @@ def _pre_tokenizer(plain: Mapping[str, Any]) -> str:
     shown = json.dumps(parts, ensure_ascii=False)
     if kinds and kinds[-1] == "ByteLevel" and parts[-1]["add_prefix_space"]:
         raise ConfigError(
-            "gguf: this tokenizer puts a space before a text (add_prefix_space), which llama.cpp's byte-level tokenizer "
-            f"cannot: {shown}. {WAY_OUT}"
+            "gguf: this tokenizer puts a space before a text (add_prefix_space), which llama.cpp's byte-level "
+            f"tokenizer cannot: {shown}. {WAY_OUT}"
         )
     if kinds == ["ByteLevel"] and parts[0]["use_regex"]:
         return "gpt-2"

@@ -74,8 +74,10 @@ class GgufEngine:
         self._ask({"do": "open", "file": str(Path(path).resolve()), "tokens": max(self.max_length, 512)})
 
     def embed(self, texts: Sequence[str], /) -> np.ndarray:
-        """One call, which llama.cpp computes together as far as its batch goes; of unit length as its server makes it,
-        unless the file says that the encoder's are not."""
+        """One call, which llama.cpp computes together as far as its batch goes.
+
+        Of unit length, as its server returns them, unless the file says that the encoder's are not.
+        """
         found = np.asarray(self._ask({"do": "embed", "texts": list(texts)}), dtype=np.float32)
         if not self._normalize or found.ndim != 2:
             return found
