@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from bothways import Encoder, convert
+from bothways.export.gguf_file import GgufFile
 from bothways.export.gguf_tokens import SPLITS
 
 WINDOW = 16
@@ -102,3 +105,25 @@ def save_encoder(name: str, folder: Path, own: PreTrainedTokenizerFast, **change
     encoder: Encoder = convert(base, dtype="float32", device="cpu", windows=windows)
     encoder.save_pretrained(folder / "encoder")
     return folder / "encoder"
+
+
+def replanted(source: Path, out: Path, **keys: Any) -> Path:
+    """A copy of a file with some keys of its architecture set, or left out where None."""
+    file, reader = GgufFile(source), GGUFReader(source)
+    writer = GGUFWriter(out, file.architecture)
+    changes = {f"{file.architecture}.{key.replace('__', '.')}": value for key, value in keys.items()}
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name == "general.architecture":
+            continue
+        value = changes.get(name, field.contents())
+        if value is not None:
+            kind = field.types[0]
+            inner = field.types[-1] if kind is GGUFValueType.ARRAY else None
+            writer.add_key_value(name, value, kind, inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out

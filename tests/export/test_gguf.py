@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader, GGUFValueType, GGUFWriter
-from llama_families import CHANGES, WINDOW, save_decoder, save_encoder, tokenizer
+from gguf import GGUFReader
+from llama_families import CHANGES, WINDOW, replanted, save_decoder, save_encoder, tokenizer
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -152,28 +152,6 @@ def test_pooling_is_the_encoders(encoder: Encoder, tmp_path: Path) -> None:
         assert file.own("pooling_type") == number
         assert file.keys["bothways.normalize"] is False
         assert file.keys["bothways.max_length"] == 77
-
-
-def replanted(source: Path, out: Path, **keys: Any) -> Path:
-    """A copy of a file with some keys of its architecture set, or left out where None."""
-    file, reader = GgufFile(source), GGUFReader(source)
-    writer = GGUFWriter(out, file.architecture)
-    changes = {f"{file.architecture}.{key.replace('__', '.')}": value for key, value in keys.items()}
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture":
-            continue
-        value = changes.get(name, field.contents())
-        if value is not None:
-            kind = field.types[0]
-            inner = field.types[-1] if kind is GGUFValueType.ARRAY else None
-            writer.add_key_value(name, value, kind, inner)
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out
 
 
 def test_a_file_without_its_key_is_caught_without_llama_cpp(

@@ -5,32 +5,36 @@ It stands in build/llama-cpp, which `python scripts/llama_cpp_env.py` builds onc
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from llama_families import CHANGES, WINDOW, save_encoder, tokenizer
-from test_gguf import replanted
+from llama_families import CHANGES, WINDOW, replanted, save_encoder, tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from bothways import Encoder
-from bothways.errors import DataError, VerificationError
+from bothways.errors import ConfigError, DataError, VerificationError
 from bothways.export import export, made_of
-from bothways.export.engines.gguf import VARIABLE, GgufEngine
+from bothways.export.engines.gguf import VARIABLE, GgufEngine, interpreter
 from bothways.export.verify import verify
 
 PYTHON = Path(__file__).resolve().parents[2] / "build" / "llama-cpp" / "bin" / "python"
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not PYTHON.exists(), reason="build llama.cpp with `python scripts/llama_cpp_env.py`"),
-]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 Q8_0 = 0.998
 """Lowest cosine at q8_0 of these random models, whose activations llama.cpp rounds to 8 bits, too."""
 
 
-@pytest.fixture(autouse=True)
-def _llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, str(PYTHON))
+@pytest.fixture(scope="module", autouse=True)
+def _llama_cpp() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if VARIABLE not in os.environ:
+            patch.setenv(VARIABLE, str(PYTHON))
+        try:
+            interpreter()
+        except ConfigError as error:
+            pytest.skip(f"{error} `python scripts/llama_cpp_env.py` builds it.")
+        yield
 
 
 @pytest.fixture(scope="module")
