@@ -23,6 +23,7 @@ TARGETS = {
     "vllm": "serving.vllm:write",
     "tei": "serving.tei:write",
     "sglang": "serving.sglang:write",
+    "gguf": "gguf:write",
 }
 """Name -> the module here and its function `write(encoder, folder, out, *, number_format)`, which makes the file or the
 folder `out` and opens it in the engine that it is for."""
