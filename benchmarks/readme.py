@@ -14,6 +14,7 @@ from benchmarks import engines as others
 from benchmarks import growth as grows
 from benchmarks import performance, scale
 from benchmarks import plans as planned
+from benchmarks import serve as served
 from benchmarks.frame import RESULTS, ROOT
 from benchmarks.quality import page as quality_page
 from bothways.evaluation.tables import markdown
@@ -23,6 +24,7 @@ PERFORMANCE = ROOT / "docs" / "performance.md"
 QUALITY = ROOT / "docs" / "quality.md"
 SCALE = ROOT / "docs" / "scale.md"
 ONNX = ROOT / "docs" / "onnx.md"
+SERVE = ROOT / "docs" / "serve.md"
 TREES = ("src/bothways", "benchmarks", "scripts", "recipes")
 
 
@@ -34,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Rewrite the generated parts, or say whether they are up to date. Returns the exit code."""
     stale = 0
-    for page in (README, PERFORMANCE, QUALITY, SCALE, ONNX):
+    for page in (README, PERFORMANCE, QUALITY, SCALE, ONNX, SERVE):
         before = page.read_text(encoding="utf-8")
         after = generated(before, page)
         if options.check and before != after:
@@ -60,6 +62,7 @@ def generated(text: str, page: Path = README) -> str:
         SCALE: {"plan": billion, "failures": failures},
         QUALITY: {"quality": quality},
         ONNX: {"engines": engines},
+        SERVE: {"serve": serve},
     }
     for name, make in parts[page].items():
         begin, end = f"<!-- begin {name}: python -m benchmarks readme -->", f"<!-- end {name} -->"
@@ -140,6 +143,12 @@ def growth() -> str:
     """How the cost of encoding grows."""
     found = _results("growth")
     return "Not measured yet.\n" if found is None else f"{grows.table(found)}\n{_machine(found)}\n"
+
+
+def serve() -> str:
+    """Requests of many clients at once."""
+    found = _results("serve")
+    return "Not measured yet.\n" if found is None else f"{served.table(found)}\n{_machine(found)}\n"
 
 
 def billion() -> str:

