@@ -207,7 +207,7 @@ class Encoder(TextEncoder, nn.Module):
         return self.pooled(self.hidden_states(features), features.pool_mask)
 
     @contextmanager
-    def _ready(self) -> Iterator[None]:
+    def ready(self) -> Iterator[None]:
         training = self.training
         self.eval()
         try:

@@ -60,7 +60,7 @@ def test_devices_stand_with_commas_or_without(
     monkeypatch.setattr(corpus, "encode", encode)
     assert call("encode", "model", "a.txt", "--out", tmp_path, *flags, "--processes", 3) == 0
     assert (asked["devices"], asked["processes"]) == (devices, 3)
-    assert asked["opening"] == {"dtype": None, "attn_implementation": None, "trust_remote_code": False}
+    assert asked["opening"] == {"dtype": None, "attn_implementation": None, "trust_remote_code": False, "backend": None}
 
 
 def test_several_inputs_flags_and_the_list_of_rejected_rows(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,16 @@ def test_a_file_has_its_record_beside_it(folder: Path, tmp_path: Path, monkeypat
     out.unlink()
     with pytest.raises(ConfigError, match=r"model\.bin\.export\.json exists"):
         export(folder, "sentence-transformers", out, device="cpu")
+
+
+@pytest.mark.parametrize("to", ["sentence-transformers", "onnx", "gguf", "vllm"])
+def test_what_stands_around_every_text_no_engine_knows(folder: Path, tmp_path: Path, to: str) -> None:
+    encoder = Encoder.from_pretrained(folder, device="cpu")
+    encoder.settings = replace(encoder.settings, text_template="[{text}]")
+    encoder.save_pretrained(tmp_path / "framed")
+    with pytest.raises(ConfigError, match=r"reads every text as '\[\{text\}\]', which no engine .* bothways serve\."):
+        export(tmp_path / "framed", to, tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_target(folder: Path, tmp_path: Path) -> None:

@@ -14,15 +14,20 @@ import torch
 
 from bothways import MNTP, Encoder, convert, make_bidirectional, mntp
 from bothways.corpus.fingerprint import encoder_fingerprint
+from bothways.encoding.reading import Item
 from bothways.engines import ONNX_RUNTIME
 from bothways.errors import ConfigError, ConversionError, DataError, VerificationError
-from bothways.export import export, onnx, verify
+from bothways.export import export, onnx
 from bothways.export.engines import open_engine
 from bothways.export.engines.onnx import OnnxEngine
+from bothways.export.verify import verify
 from bothways.provenance import EncoderSettings, Record
 from bothways.runners import ExportedEncoder
 from bothways.runners.onnx import OnnxRunner
 from bothways.runners.runner import computed
+from bothways.serve import Serve
+from bothways.serve.batcher import Batcher
+from bothways.serve.metrics import Metrics
 from bothways.text import Features
 
 SHAPES = [(1, 1, 0), (2, 3, 0), (3, 17, 6), (5, 33, 7), (1, 64, 0)]
@@ -89,7 +94,9 @@ def test_the_folder_is_complete(onnx_folder: Path, own_folder: Path) -> None:
     assert {path.name for path in onnx_folder.iterdir()} == {*files, "fingerprint.json", "export.json"}
     assert not [path for path in onnx_folder.parent.iterdir() if path.name.startswith(".")]
     mine, its = (json.loads((folder / "bothways.json").read_text()) for folder in (own_folder, onnx_folder))
-    assert {**its, "head": mine["head"], "notes": mine["notes"]} == mine
+    # Measured again when it was opened.
+    measured = ("head", "notes", "certificate")
+    assert {**its, **{name: mine[name] for name in measured}} == mine
     assert its["certificate"]["direction"] == "bidirectional"
 
 
@@ -291,6 +298,16 @@ FAMILIES = (
     *("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "opt"),
     *("olmo2", "granite", "smollm3", "gpt_neo", "stablelm", "falcon", "bloom", "mpt", "openai-gpt", "gptj", "biogpt"),
 )
+
+
+def test_the_server_computes_with_it(opened: ExportedEncoder, real_texts: list[str]) -> None:
+    batcher = Batcher(opened, Serve(), Metrics())
+    batcher.start()
+    texts = [text[:90] for text in real_texts[:7]]
+    items = [Item((row,)) for row in opened.tokenise(texts)]
+    found = batcher.submit(items).result(timeout=60)
+    batcher.stop(10)
+    assert np.abs(found - opened.encode(texts)).max() < 1e-5
 
 
 def test_the_families_are_those_of_the_table() -> None:

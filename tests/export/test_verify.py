@@ -312,6 +312,14 @@ def test_two_way_recurrence_opened_one_way(tiny_llama_folder: Path, tmp_path: Pa
     )
     encoder = model_folder(config, tiny_llama_folder, tmp_path)
     assert checked(encoder.encode, tmp_path / "encoder").right
-    verdict = verify(StockEngine(tmp_path / "encoder", device="cpu"), tmp_path / "encoder", device="cpu")
+    assert verify(StockEngine(tmp_path / "encoder", device="cpu"), tmp_path / "encoder", device="cpu").right
+    # A folder whose own module gave way to the stock one, which knows nothing of a second direction.
+    planted = tmp_path / "planted"
+    shutil.copytree(tmp_path / "encoder", planted)
+    modules = (planted / "modules.json").read_text()
+    (planted / "modules.json").write_text(
+        modules.replace("two_way_module.TwoWayTransformer", "sentence_transformers.models.Transformer")
+    )
+    verdict = verify(StockEngine(planted, device="cpu"), tmp_path / "encoder", device="cpu")
     assert verdict.matches != "bidirectional"
     assert verdict.cases[0].causal.difference < 1e-5

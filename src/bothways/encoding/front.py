@@ -51,7 +51,7 @@ class TextEncoder:
         """The last hidden state of every token of some rows of ids, row after row."""
         raise NotImplementedError
 
-    def _ready(self) -> AbstractContextManager[None]:
+    def ready(self) -> AbstractContextManager[None]:
         """Within it the states are those of use, not of training."""
         return nullcontext()
 
@@ -156,6 +156,6 @@ class TextEncoder:
         around: Sequence[tuple[str, str]],
         asked: Asked,
     ) -> Any:
-        with self._ready():
+        with self.ready():
             found = flow.encode(self, texts, around, asked)
         return found[0] if isinstance(given, str) else found

@@ -60,6 +60,11 @@ def export(
     module, name = TARGETS[to].split(":")
     write = getattr(import_module(f"{__name__}.{module}"), name)
     encoder = Encoder.from_pretrained(folder, device=device, trust_remote_code=trust_remote_code)
+    if (template := encoder.settings.text_template) != "{text}":
+        raise ConfigError(
+            f"export: {folder} reads every text as {template!r}, which no engine puts around it. "
+            "Serve the folder itself: bothways serve."
+        )
     with new_path(out) as partial:
         engine = write(encoder, folder, partial, number_format=number_format)
         del encoder

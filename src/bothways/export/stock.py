@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bothways.artefact import brings_our_module
 from bothways.errors import ConfigError
 from bothways.export.engines.stock import StockEngine
 
@@ -25,4 +24,4 @@ def write(encoder: Encoder, folder: Path, out: Path, *, number_format: str | Non
             "Leave it out, or load the encoder with another dtype and save that."
         )
     encoder.save_pretrained(out, head=False)
-    return StockEngine(out, device=str(encoder.device), trust_remote_code=brings_our_module(out))
+    return StockEngine(out, device=str(encoder.device))

@@ -16,7 +16,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from bothways.encoder import Encoder
+from bothways.encoding.front import TextEncoder
 from bothways.serve.answer import body_of
 from bothways.serve.batcher import Batcher, ComputeError
 from bothways.serve.counting import Counted
@@ -39,7 +39,7 @@ CODES = {401: "invalid_api_key", 404: "unknown_url", 405: "method_not_allowed"}
 class Served:
     """Everything that answers requests."""
 
-    encoder: Encoder
+    encoder: TextEncoder
     name: str
     settings: Serve
     keys: tuple[bytes, ...]
@@ -55,7 +55,7 @@ class Served:
     """Those that the end of the server has cut off."""
 
     @classmethod
-    def of(cls, encoder: Encoder, name: str, settings: Serve, keys: tuple[bytes, ...]) -> Served:
+    def of(cls, encoder: TextEncoder, name: str, settings: Serve, keys: tuple[bytes, ...]) -> Served:
         """With its threads not started yet."""
         metrics = Metrics()
         batcher = Batcher(encoder, settings, metrics)

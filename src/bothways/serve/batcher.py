@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 
 from bothways import hardware
-from bothways.encoder import Encoder
 from bothways.encoding import Asked
 from bothways.encoding.flow import Compute
+from bothways.encoding.front import TextEncoder
 from bothways.encoding.reading import Item
 from bothways.errors import BothwaysError
 from bothways.packing import Packing
@@ -35,7 +35,7 @@ class ComputeError(BothwaysError):
 class Batcher:
     """Computes the queue's texts in a thread of its own."""
 
-    def __init__(self, encoder: Encoder, settings: Serve, metrics: Metrics) -> None:
+    def __init__(self, encoder: TextEncoder, settings: Serve, metrics: Metrics) -> None:
         self.encoder, self.settings, self.metrics = encoder, settings, metrics
         self.queue = Queue()
         self.dim = encoder.dim
@@ -78,10 +78,9 @@ class Batcher:
 
     @torch.no_grad()
     def _run(self) -> None:
-        self.encoder.eval()
         taken: Taken = []
         try:
-            with self.encoder.packing() as packing:
+            with self.encoder.ready(), self.encoder.packing() as packing:
                 self._vectors([self._known], packing)
                 self._started.set_result(packing)
                 device = self.encoder.device

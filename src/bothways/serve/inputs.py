@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bothways import text as texts_room
-from bothways.encoder import Encoder
 from bothways.encoding import Asked, Overflow
+from bothways.encoding.front import TextEncoder
 from bothways.encoding.reading import AROUND, Item, Reader, distinct
 from bothways.errors import ConfigError, did_you_mean
 from bothways.serve.refusal import Refusal, invalid
@@ -36,7 +36,7 @@ class Ready:
 class Desk:
     """Reads requests, one after the other: a tokenizer is set to cut texts for the time of one call."""
 
-    def __init__(self, encoder: Encoder, settings: Serve, name: str) -> None:
+    def __init__(self, encoder: TextEncoder, settings: Serve, name: str) -> None:
         self.encoder, self.settings, self.name = encoder, settings, name
         self.dim = encoder.dim
 

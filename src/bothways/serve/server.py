@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from bothways.encoder import Encoder
+from bothways.encoding.front import TextEncoder
 from bothways.errors import ConfigError
 from bothways.serve.app import Served, make_app
 from bothways.serve.keys import read_keys
@@ -26,7 +26,7 @@ BATCH_SECONDS = 5.0
 def run(
     encoder: str | Path,
     settings: Serve,
-    load: Callable[[], Encoder],
+    load: Callable[[], TextEncoder],
     tell: Callable[[str], None],
 ) -> bool:
     """Serve until SIGTERM or SIGINT, then finish what is in the server; whether nothing is computed any more.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bothways.artefact import brings_our_module
 from bothways.errors import ConfigError, DataError
 
 
@@ -20,9 +21,11 @@ class StockEngine:
             raise ConfigError(
                 "Asking sentence-transformers for vectors needs that package: pip install 'bothways[eval]'."
             ) from error
+        # The module of a family that needs code is run without asking if it is ours to the byte.
+        trusted = trust_remote_code or brings_our_module(Path(folder))
         try:
             self.model = SentenceTransformer(
-                str(folder), device=device, trust_remote_code=trust_remote_code, local_files_only=True
+                str(folder), device=device, trust_remote_code=trusted, local_files_only=True
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise DataError(f"{folder}: sentence-transformers does not open it: {error}") from error
