@@ -39,6 +39,11 @@ class TextEncoder:
         raise NotImplementedError
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The number format that vectors are computed in."""
+        raise NotImplementedError
+
+    @property
     def dim(self) -> int:
         """Length of a vector."""
         raise NotImplementedError
