@@ -7,6 +7,7 @@ import ast
 import json
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from benchmarks.frame import RESULTS, ROOT
 from benchmarks.quality import page as quality_page
 from bothways.evaluation.tables import markdown
 
+Found = Mapping[str, Any]
+"""A results file."""
 README = ROOT / "README.md"
 PERFORMANCE = ROOT / "docs" / "performance.md"
 QUALITY = ROOT / "docs" / "quality.md"
@@ -135,20 +138,17 @@ def encode() -> str:
 
 def engines() -> str:
     """Speed and loss of other engines."""
-    found = _results("engines")
-    return "Not measured yet.\n" if found is None else f"{others.table(found)}\n{_machine(found)}\n"
+    return _measured("engines", others.table)
 
 
 def growth() -> str:
     """How the cost of encoding grows."""
-    found = _results("growth")
-    return "Not measured yet.\n" if found is None else f"{grows.table(found)}\n{_machine(found)}\n"
+    return _measured("growth", grows.table)
 
 
 def serve() -> str:
     """Requests of many clients at once."""
-    found = _results("serve")
-    return "Not measured yet.\n" if found is None else f"{served.table(found)}\n{_machine(found)}\n"
+    return _measured("serve", served.table)
 
 
 def billion() -> str:
@@ -169,6 +169,11 @@ def plans() -> str:
     return "Not planned yet.\n" if found is None else f"{planned.table(found)}\n{planned.made(found)}\n"
 
 
+def _measured(name: str, table: Callable[[Found], str]) -> str:
+    found = _results(name)
+    return "Not measured yet.\n" if found is None else f"{table(found)}\n{_machine(found)}\n"
+
+
 def _steps(name: str) -> str:
     """Steps beside those of the peers, their parts, their floor."""
     found = _results(name)
@@ -183,11 +188,8 @@ def _steps(name: str) -> str:
 
 def quality() -> str:
     """Scores after every stage, beside the peers."""
-    found = _results("quality")
-    if found is None:
-        return "Not measured yet.\n"
     tables = (quality_page.scores, quality_page.differences, quality_page.order, quality_page.settings)
-    return "\n".join(table(found) for table in tables) + f"\n{_machine(found)}\n"
+    return _measured("quality", lambda found: "\n".join(table(found) for table in tables))
 
 
 def tree() -> str:
