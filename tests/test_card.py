@@ -80,10 +80,15 @@ def test_it_says_how_it_was_made_and_how_good_it_is() -> None:
     ("facts", "settings", "engines"),
     [
         ({"family": "llama"}, {}, {"vLLM", "Text Embeddings Inference", "llama.cpp", "ONNX Runtime"}),
-        ({"family": "olmo2"}, {}, {"vLLM", "llama.cpp"}),
-        ({"family": "gpt2"}, {}, set()),
-        ({"family": "gemma3_text"}, {"windows": "keep"}, set()),
-        ({"family": "gemma3_text"}, {"windows": "native"}, {"vLLM", "Text Embeddings Inference", "llama.cpp"}),
+        ({"family": "olmo2"}, {}, {"vLLM", "llama.cpp", "ONNX Runtime"}),
+        ({"family": "gpt2"}, {}, {"ONNX Runtime"}),
+        ({"family": "mixtral"}, {}, set()),
+        ({"family": "gemma3_text"}, {"windows": "keep"}, {"ONNX Runtime"}),
+        (
+            {"family": "gemma3_text"},
+            {"windows": "native"},
+            {"vLLM", "Text Embeddings Inference", "llama.cpp", "ONNX Runtime"},
+        ),
         ({"family": "llama"}, {"pool_over": "text"}, set()),
         ({"family": "llama"}, {"pooling": "weighted_mean"}, {"ONNX Runtime"}),
         ({"family": "llama"}, {"direction": "causal"}, set()),
@@ -97,7 +102,7 @@ def test_only_engines_that_serve_it_right_are_named(
     named = {"vLLM", "Text Embeddings Inference", "llama.cpp", "ONNX Runtime"}
     assert {name for name in named if f"| {name} |" in text} == engines
     assert "bothways verify TARGET --against FOLDER" in text
-    plugin = "--model-impl transformers`, with bothways installed beside it"
+    plugin = "--to vllm --out vllm-folder`, with bothways installed beside the engine"
     assert (plugin in text) == (facts["family"] == "olmo2")
 
 

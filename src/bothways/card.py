@@ -24,8 +24,8 @@ CITATION = """\
   year   = {2024}
 }"""
 COMMANDS: tuple[tuple[Engine, str], ...] = (
-    (VLLM, "vllm serve FOLDER --runner pooling"),
-    (TEI, "text-embeddings-router --model-id FOLDER"),
+    (VLLM, "bothways export FOLDER --to vllm --out vllm-folder"),
+    (TEI, "bothways export FOLDER --to tei --out tei-folder"),
     (LLAMA_CPP, "bothways export FOLDER --to gguf --out encoder.gguf"),
     (ONNX_RUNTIME, "bothways export FOLDER --to onnx --out onnx-folder"),
 )
@@ -126,9 +126,9 @@ def _engines(settings: EncoderSettings, family: str, *, two_way: bool) -> str:
         key = engine.serves(family, native=native, pooling=settings.pooling, pool_over=settings.pool_over)
         if key is None or two_way or settings.direction == "causal":
             continue
-        plugin = " --model-impl transformers`, with bothways installed beside it" if family in engine.plugin else "`"
+        beside = ", with bothways installed beside the engine" if family in engine.plugin else ""
         how = f"measured with {engine.version}" if engine.how == "run" else f"by the source of {engine.version}"
-        rows.append(f"| {engine.name} | `{command}{plugin} | {how} |")
+        rows.append(f"| {engine.name} | `{command}`{beside} | {how} |")
     others = (
         "Other engines may serve this encoder as a causal model without a word. "
         "`bothways verify TARGET --against FOLDER` says what one returns."

@@ -33,12 +33,12 @@ class Engine:
         """The key by which the engine serves an encoder right, or None if it does not.
 
         `native` says that the encoder was converted by its family's own key (Gemma 3), beside which there is no
-        `is_causal`; without it an engine that reads that key alone is wrong.
+        `is_causal`; without it an engine that reads another key is wrong.
         """
         key = self.families.get(family)
         if key is None or pooling not in self.poolings or pool_over != "all":
             return None
-        return key if family not in NATIVE_FAMILIES or native else None
+        return None if family in NATIVE_FAMILIES and key != "is_causal" and not native else key
 
 
 NATIVE_FAMILIES = frozenset({"gemma3_text"})
