@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +24,44 @@ PROMPTS = {"query": "Find the passage that answers this: ", "document": "Passage
 STOCK = """
 import sys
 sys.modules["bothways"] = None
-import json, warnings
+import json
 import numpy as np
 from sentence_transformers import SentenceTransformer
-folder, request = sys.argv[1], json.loads(sys.argv[2])
-model = SentenceTransformer(folder, device="cpu")
-padded = model.encode(request["texts"], prompt_name=request["prompt"], batch_size=8)
-single = np.stack([model.encode([text], prompt_name=request["prompt"])[0] for text in request["texts"]])
-np.savez(sys.argv[3], padded=padded, single=single)
+for line in sys.stdin:
+    folder, texts, prompt, out = json.loads(line)
+    model = SentenceTransformer(folder, device="cpu")
+    padded = model.encode(texts, prompt_name=prompt, batch_size=8)
+    single = np.stack([model.encode([text], prompt_name=prompt)[0] for text in texts])
+    np.savez(out, padded=padded, single=single)
+    print(out, flush=True)
 """
+Stock = Callable[[Path, str | None], tuple[np.ndarray, np.ndarray]]
 
 
-def stock_vectors(folder: Path, prompt: str | None, out: Path) -> tuple[np.ndarray, np.ndarray]:
-    """What plain sentence-transformers makes of the folder, in a process that cannot import bothways."""
-    request = json.dumps({"texts": TEXTS, "prompt": prompt})
-    subprocess.run([sys.executable, "-c", STOCK, str(folder), request, str(out)], check=True, capture_output=True)
-    arrays = np.load(out)
-    return arrays["padded"], arrays["single"]
+@pytest.fixture(scope="module")
+def stock_vectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stock]:
+    """What plain sentence-transformers makes of a folder, in a process that cannot import bothways."""
+    out = str(tmp_path_factory.mktemp("stock") / "vectors.npz")
+    with subprocess.Popen(
+        [sys.executable, "-c", STOCK],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        asked, answers = child.stdin, child.stdout
+
+        def vectors(folder: Path, prompt: str | None) -> tuple[np.ndarray, np.ndarray]:
+            asked.write(json.dumps([str(folder), TEXTS, prompt, out]) + "\n")
+            asked.flush()
+            assert answers.readline().strip() == out
+            arrays = np.load(out)
+            return arrays["padded"], arrays["single"]
+
+        yield vectors
+        asked.close()
 
 
 @pytest.mark.parametrize(
@@ -52,19 +74,26 @@ def stock_vectors(folder: Path, prompt: str | None, out: Path) -> tuple[np.ndarr
     ],
 )
 def test_stock_sentence_transformers_gives_the_same_vectors(
-    base: str, changes: dict, prompt: str | None, request: pytest.FixtureRequest, tmp_path: Path
+    base: str,
+    changes: dict,
+    prompt: str | None,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    stock_vectors: Stock,
 ) -> None:
     encoder = convert(request.getfixturevalue(base), **changes)
     encoder.save_pretrained(tmp_path / "encoder")
     own = encoder.encode_query(TEXTS) if prompt else encoder.encode(TEXTS)
-    for stock in stock_vectors(tmp_path / "encoder", prompt, tmp_path / "stock.npz"):
+    for stock in stock_vectors(tmp_path / "encoder", prompt):
         np.testing.assert_allclose(stock, own, rtol=0, atol=1e-6)
 
 
-def test_text_pooling_without_a_prompt_is_said_with_its_cosine(tiny_llama_folder: Path, tmp_path: Path) -> None:
+def test_text_pooling_without_a_prompt_is_said_with_its_cosine(
+    tiny_llama_folder: Path, tmp_path: Path, stock_vectors: Stock
+) -> None:
     encoder = convert(tiny_llama_folder, pool_over="text")
     encoder.save_pretrained(tmp_path / "encoder")
-    padded, _ = stock_vectors(tmp_path / "encoder", None, tmp_path / "stock.npz")
+    padded, _ = stock_vectors(tmp_path / "encoder", None)
     cosines = (padded * encoder.encode(TEXTS)).sum(axis=1)
     assert cosines.min() < 0.999
     notes = json.loads((tmp_path / "encoder" / "bothways.json").read_text())["notes"]
@@ -88,12 +117,14 @@ def stablelm(tiny_llama_folder: Path, tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def test_a_family_that_ignores_the_flag_is_saved_with_eager(stablelm: Path, tmp_path: Path) -> None:
+def test_a_family_that_ignores_the_flag_is_saved_with_eager(
+    stablelm: Path, tmp_path: Path, stock_vectors: Stock
+) -> None:
     encoder = convert(stablelm)
     encoder.save_pretrained(tmp_path / "encoder")
     options = json.loads((tmp_path / "encoder" / "sentence_bert_config.json").read_text())
     assert options["model_args"] == {"attn_implementation": "eager"}
-    for stock in stock_vectors(tmp_path / "encoder", None, tmp_path / "stock.npz"):
+    for stock in stock_vectors(tmp_path / "encoder", None):
         np.testing.assert_allclose(stock, encoder.encode(TEXTS), rtol=0, atol=1e-5)
 
 
