@@ -50,7 +50,7 @@ def test_the_folder_says_so_to_everyone(folder: Path) -> None:
     assert "use_bidirectional_attention" not in config
     card = (folder / "README.md").read_text()
     assert "# A causal text encoder made from" in card
-    assert "Certificate: llama: causal" in card
+    assert "\n## Certificate\n\nllama: causal" in card
 
 
 def test_plain_sentence_transformers_gives_its_vectors(folder: Path) -> None:

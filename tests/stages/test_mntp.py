@@ -56,7 +56,7 @@ def test_loss_and_gradients_equal_the_reference(shared: Path, family: str, case:
         (layers[2].mlp.down_proj.weight, "grad_down2"),
     ]:
         assert weight.grad is not None
-        assert np.abs(weight.grad.numpy() - golden[f"mntp_{case}_{name}"]).max() <= 1.2e-7
+        assert np.abs(weight.grad.numpy() - golden[f"mntp_{case}_{name}"]).max() <= 2e-7
     norm = embedding.weight.grad.norm().item()
     assert norm == pytest.approx(float(golden[f"mntp_{case}_grad_embed_norm"]), rel=1e-6)
 

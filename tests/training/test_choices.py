@@ -56,7 +56,13 @@ def test_a_resumed_run_has_what_the_run_before_chose(
     assert {name: recorded[name] for name in stored} == stored
     assert stored["tokens_per_batch"] == hardware.CPU_TOKENS
     other = torch.float32 if stored["precision"] == "bfloat16" else torch.bfloat16
-    monkeypatch.setattr(hardware, "choose_dtype", lambda *_: hardware.Precision(other, "another machine"))
+    real = hardware.choose_dtype
+
+    def elsewhere(wish: str | torch.dtype, device: torch.device) -> hardware.Precision:
+        """What a run is to choose; the decoder is opened in what it was."""
+        return hardware.Precision(other, "another machine") if wish == SETTINGS.precision else real(wish, device)
+
+    monkeypatch.setattr(hardware, "choose_dtype", elsewhere)
     monkeypatch.setattr(hardware, "CPU_TOKENS", 24)
     monkeypatch.setattr(hardware, "choose_training_attention", lambda own, *_: hardware.Kernel(own, "another machine"))
     again = run(tiny_llama_folder, real_texts, checkpoint_dir=folder, resume=True)
