@@ -67,7 +67,8 @@ class GgufEngine:
         self.name = f"llama.cpp on {path}"
         trained = int(file.own("context_length") or UNREAD)
         self.max_length: int | None = min(int(file.keys.get(MAX_LENGTH, trained)), trained)
-        self.number_format = file.number_format
+        # llama.cpp keeps keys and values in half precision, whatever the weights are in.
+        self.number_format = "float16" if file.number_format == "float32" else file.number_format
         self._path = Path(path)
         self._normalize = bool(file.keys.get(NORMALIZE, True))
         self._process = self._start()
