@@ -22,6 +22,8 @@ MODES = {
     "eos_token": "last",
     "bos_token": "cls",
 }
+SAME_KERNELS = 1e-6 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1e-5
+"""The goldens are of a processor with AVX-512; where there is none, the same kernels sum in another order: 4e-6."""
 SEAM = {0, 10}
 """Pairs whose text has another number of tokens alone than behind an instruction; the reference pools that many."""
 CUT_WITH_INSTRUCTION = 6
@@ -54,8 +56,8 @@ def shortened(encoder: Encoder, text: str, limit: int) -> str:
     return text
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
-def test_single_texts(golden: dict[str, Any], backend: str) -> None:
+@pytest.mark.parametrize(("backend", "tolerance"), [("sdpa", SAME_KERNELS), ("eager", 1e-5)])
+def test_single_texts(golden: dict[str, Any], backend: str, tolerance: float) -> None:
     encoder = convert(golden["folder"], attn_implementation=backend)
     compared = 0
     for kind in ("noinst", "inst"):
@@ -66,8 +68,7 @@ def test_single_texts(golden: dict[str, Any], backend: str) -> None:
                 expected = golden["arrays"][f"single_{kind}_{number}_hidden"]
                 with torch.no_grad():
                     found = encoder.hidden_states(encoder.collate([row])).numpy()
-                # The goldens are of another processor: with AVX2 alone sdpa differs by 4e-6, with AVX-512 not.
-                assert np.abs(found - expected).max() <= 1e-5
+                assert np.abs(found - expected).max() <= tolerance
                 compared += 1
     assert compared == 10
 

@@ -24,6 +24,8 @@ from bothways.training.mask_row import make_row
 from bothways.training.masking import NOT_PREDICTED
 from bothways.training.settings import Tune
 
+SAME_KERNELS = 1.2e-7 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 2e-7
+"""The goldens are of a processor with AVX-512; where there is none, the same kernels sum in another order."""
 SMALL = MNTP(steps=3, batch_size=4, block_size=32, learning_rate=1e-3, precision="fp32", held_out_items=20)
 
 
@@ -56,7 +58,7 @@ def test_loss_and_gradients_equal_the_reference(shared: Path, family: str, case:
         (layers[2].mlp.down_proj.weight, "grad_down2"),
     ]:
         assert weight.grad is not None
-        assert np.abs(weight.grad.numpy() - golden[f"mntp_{case}_{name}"]).max() <= 2e-7
+        assert np.abs(weight.grad.numpy() - golden[f"mntp_{case}_{name}"]).max() <= SAME_KERNELS
     norm = embedding.weight.grad.norm().item()
     assert norm == pytest.approx(float(golden[f"mntp_{case}_grad_embed_norm"]), rel=1e-6)
 

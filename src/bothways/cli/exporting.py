@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json as json_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes, Positional
 
 from bothways.cli.options import misused, quiet, say
 from bothways.errors import DataError, did_you_mean
 from bothways.export.http_settings import Http
+
+if TYPE_CHECKING:
+    from bothways.export.verdict import Verdict
 
 
 def export(
@@ -117,27 +121,32 @@ def verify(
     if json:
         print(json_module.dumps(verdict.as_json(), indent=2, ensure_ascii=False))
     else:
-        from bothways.cli import tables
-        from bothways.evaluation.tables import Row
-
-        rows: list[Row] = [
-            {
-                "case": case.name,
-                "texts": case.texts,
-                "cosine, bidirectional": f"{case.bidirectional.cosine:.6f}",
-                "difference ": f"{case.bidirectional.difference:.1e}",
-                "cosine, causal": f"{case.causal.cosine:.6f}",
-                "difference": f"{case.causal.difference:.1e}",
-                "matches": case.matches,
-            }
-            for case in verdict.cases
-        ]
-        tables.show("Worst of each case", rows)
-        for note in verdict.notes:
-            say(f"note: {note}")
-        print(verdict.sentence())
+        _tell(verdict)
     if not verdict.right:
         raise SystemExit(1)
+
+
+def _tell(verdict: Verdict) -> None:
+    """A row for each case, and the sentence."""
+    from bothways.cli import tables
+    from bothways.evaluation.tables import Row
+
+    rows: list[Row] = [
+        {
+            "case": case.name,
+            "texts": case.texts,
+            "cosine, bidirectional": f"{case.bidirectional.cosine:.6f}",
+            "difference ": f"{case.bidirectional.difference:.1e}",
+            "cosine, causal": f"{case.causal.cosine:.6f}",
+            "difference": f"{case.causal.difference:.1e}",
+            "matches": case.matches,
+        }
+        for case in verdict.cases
+    ]
+    tables.show("Worst of each case", rows)
+    for note in verdict.notes:
+        say(f"note: {note}")
+    print(verdict.sentence())
 
 
 def _lines(path: Path) -> list[str]:
